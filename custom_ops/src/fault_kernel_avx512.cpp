@@ -1,0 +1,2 @@
+#define QTAML_KERNEL inject_chunk_avx512
+#include "fault_kernel.inc"

@@ -1,0 +1,2 @@
+#define QTAML_KERNEL inject_chunk_plain
+#include "fault_kernel.inc"

@@ -1,0 +1,1 @@
+"""Graph rewriting passes on onnx_ir models, one file a pass."""

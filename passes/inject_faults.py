@@ -1,0 +1,106 @@
+"""Puts a `qtaml::FaultInject` operator behind the stored words of every tensor of a plan.
+
+The instrumented model has two more graph inputs, both with defaults: `qtaml_seed` and `qtaml_flip_rates`. One session
+therefore serves every trial and every rate; with all rates 0 it computes what the hardened model computes.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import onnx_ir as ir
+
+from qtaml_onnx.channel import FlipRates
+from qtaml_onnx.errors import InputError
+from qtaml_onnx.passes._graph import NameTable, add_input, carry_into
+from qtaml_onnx.plan import StoragePlan
+from qtaml_onnx.weights import graphs_of
+
+__all__ = ["DOMAIN", "RATES_INPUT", "SEED_INPUT", "InjectFaults"]
+
+logger = logging.getLogger(__name__)
+
+DOMAIN = "qtaml"
+SEED_INPUT = "qtaml_seed"
+RATES_INPUT = "qtaml_flip_rates"
+_INPUTS_WITH_DEFAULTS = 4
+"""The IR version from which a graph input may have a default that a caller overrides."""
+
+
+class InjectFaults(ir.passes.InPlacePass):
+    """Instruments a model whose weights are stored words.
+
+    Attributes:
+        plan: The plan that stored them.
+        rates: Default flip rates, at least as many planes as the longest word has.
+        seed: Default seed.
+    """
+
+    def __init__(self, plan: StoragePlan, rates: FlipRates | None = None, seed: int = 0) -> None:
+        """Takes the plan and the defaults; the rates are the plan's own unless given."""
+        super().__init__()
+        self.plan = plan
+        self.rates = rates or plan.fault_model.rates
+        self.seed = seed
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites in place; raises InputError if the words of a tensor are missing or the model is instrumented."""
+        if SEED_INPUT in model.graph.initializers:
+            raise InputError("the model is instrumented already; remove its faults first")
+        words = stored_words(model)
+        names = NameTable(model)
+        _raise_ir_version(model)
+        model.opset_imports[DOMAIN] = 1
+        seed = add_input(model, SEED_INPUT, np.asarray(self.seed, dtype=np.int64))
+        rates = add_input(model, RATES_INPUT, self.rates.as_array())
+        carried: dict[tuple[int, int], ir.Value] = {}
+        for tensor in self.plan.tensors:
+            if tensor.words_name not in words:
+                raise InputError(f"the stored words '{tensor.words_name}' are not in this model; harden it first")
+            owner, value = words[tensor.words_name]
+            node = ir.node(
+                "FaultInject",
+                [value, carry_into(model, seed, owner, carried), carry_into(model, rates, owner, carried)],
+                {"stream": tensor.stream, "bits": tensor.bits, "exposed_planes": tensor.exposed_planes},
+                domain=DOMAIN,
+                name=names.fresh(f"{tensor.name}.faults"),
+            )
+            faulty = node.outputs[0]
+            faulty.name = names.fresh(f"{tensor.words_name}.faulty")
+            faulty.type, faulty.shape = value.type, value.shape
+            for use in list(value.uses()):
+                if use.node is not node:
+                    use.node.replace_input_with(use.idx, faulty)
+            if isinstance(owner, ir.Function):
+                owner.opset_imports[DOMAIN] = 1
+            producer = value.producer()
+            if producer is not None:
+                producer.append(node)
+            else:
+                owner.insert_before(next(iter(owner)), node)
+        logger.info("inject faults: %d tensors", len(self.plan.tensors))
+        return ir.passes.PassResult(model, modified=True)
+
+
+def stored_words(model: ir.Model) -> dict[str, tuple[ir.Graph | ir.Function, ir.Value]]:
+    """Every named constant of a model with the graph or function that holds it."""
+    found: dict[str, tuple[ir.Graph | ir.Function, ir.Value]] = {}
+    for _root, graph in graphs_of(model):
+        local = graph.graph if isinstance(graph, ir.Function) else graph
+        for value in local.initializers.values():
+            found[str(value.name)] = (graph, value)
+        for node in graph:
+            if node.op_type == "Constant" and not node.domain:
+                found[str(node.outputs[0].name)] = (graph, node.outputs[0])
+    return found
+
+
+def _raise_ir_version(model: ir.Model) -> None:
+    """IR 3 lists every initializer as an input without default semantics; from IR 4 on that would unfold them all."""
+    if model.ir_version < _INPUTS_WITH_DEFAULTS:
+        for value in list(model.graph.inputs):
+            if value.is_initializer():
+                model.graph.inputs.remove(value)
+        model.ir_version = _INPUTS_WITH_DEFAULTS
+        logger.info("inject faults: IR version raised to %d, for inputs with defaults", model.ir_version)

@@ -1,0 +1,173 @@
+"""Turns weights into stored words and a read-out of standard operators, as a storage plan says.
+
+A float weight W becomes
+
+    affine   W = (Cast(words) − offset) · scale                 Cast, [Sub,] Mul
+    table    W = Cast(table)[Cast(words)] · scale               Cast, Cast, Gather, Mul
+
+all on constants, so that onnxruntime computes W once at load and nothing of it is left at inference. A quantised weight
+keeps its DequantizeLinear, whose words become `table[words]` (folded as well) and whose scale and zero point are replaced:
+what onnxruntime makes of integer words, it still makes.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import onnx_ir as ir
+
+from qtaml_onnx.errors import InputError
+from qtaml_onnx.passes._graph import NameTable, add_constant, insert_at_start
+from qtaml_onnx.plan import StoragePlan, TensorPlan, table_array
+from qtaml_onnx.storage.tensor import along_channels, encode_tensor
+from qtaml_onnx.weights import Weight, constant_array, find_weights
+
+__all__ = ["StoreWeights"]
+
+logger = logging.getLogger(__name__)
+
+
+class StoreWeights(ir.passes.InPlacePass):
+    """Stores the weights of a model as its plan says.
+
+    Attributes:
+        plan: The decision. Each of its tensors must be in the model, with the shape that the plan gives.
+    """
+
+    def __init__(self, plan: StoragePlan) -> None:
+        """Takes the plan to carry out."""
+        super().__init__()
+        self.plan = plan
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrites in place; raises InputError if the plan is of another model."""
+        weights = {weight.name: weight for weight in find_weights(model).weights}
+        names = NameTable(model)
+        for tensor in self.plan.tensors:
+            weight = weights.get(tensor.name)
+            if weight is None or weight.shape != tensor.shape:
+                raise InputError(f"the plan's tensor '{tensor.name}' {list(tensor.shape)} is not in this model")
+            if weight.dequantize is None:
+                _store_float(model, weight, tensor, names)
+            else:
+                _store_quantised(model, weight, tensor, names)
+            logger.debug("store %s: %d-bit %s, %s", tensor.name, tensor.bits, tensor.code.kind, tensor.readout)
+        logger.info("store weights: %d tensors", len(self.plan.tensors))
+        return ir.passes.PassResult(model, modified=bool(self.plan.tensors))
+
+
+def _store_float(model: ir.Model, weight: Weight, plan: TensorPlan, names: NameTable) -> None:
+    old = weight.value
+    owner = weight.owner
+    words = encode_tensor(plan, constant_array(old))
+
+    def constant(suffix: str, array: np.ndarray) -> ir.Value:
+        return add_constant(model, owner, names.fresh(f"{plan.name}.{suffix}"), array)
+
+    stored = constant("words", words)
+    scales = along_channels(np.asarray(plan.scales, dtype=np.float32), words.ndim, plan.channel_axis)
+    nodes: list[ir.Node] = []
+
+    def then(op_type: str, inputs: list[ir.Value], attributes: dict[str, int] | None = None) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes, name=names.fresh(f"{plan.name}.read_out/{op_type}"))
+        node.outputs[0].name = names.fresh(f"{plan.name}.read_out/{op_type}_output")
+        nodes.append(node)
+        return node.outputs[0]
+
+    if plan.form == "affine":
+        value = then("Cast", [stored], {"to": ir.DataType.FLOAT})
+        if plan.offset:
+            value = then("Sub", [value, constant("offset", np.asarray(plan.offset, dtype=np.float32))])
+    else:
+        table = constant("table", table_array(plan))
+        if plan.table_type != "FLOAT":
+            table = then("Cast", [table], {"to": ir.DataType.FLOAT})
+        index = then("Cast", [stored], {"to": ir.DataType.INT32})
+        value = then("Gather", [table, index], {"axis": 0})
+    value = then("Mul", [value, constant("scale", scales)])
+    if old.dtype not in (None, ir.DataType.FLOAT):
+        value = then("Cast", [value], {"to": int(ir.DataType[plan.dtype])})
+    value.type, value.shape = ir.TensorType(ir.DataType[plan.dtype]), ir.Shape(words.shape)
+    _take_place(old, value, owner, nodes, stored)
+
+
+def _take_place(
+    old: ir.Value, new: ir.Value, owner: ir.Graph | ir.Function, nodes: list[ir.Node], stored: ir.Value
+) -> None:
+    """Puts the read-out where the constant was: under its name, before its first reader."""
+    name = old.name
+    producer = old.producer()
+    old.name = f"{name}.source"
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    new.name = name
+    after = stored.producer()
+    if after is not None:  # inside a function the words were the first Constant put at the start, so the last there
+        owner.insert_after(after, nodes)
+    else:
+        insert_at_start(owner, nodes)
+    if producer is not None:
+        owner.remove(producer, safe=True)
+    else:
+        _drop_initializer(owner, old)
+
+
+def _drop_initializer(owner: ir.Graph | ir.Function, old: ir.Value) -> None:
+    graph = owner.graph if isinstance(owner, ir.Function) else owner
+    for key, value in list(graph.initializers.items()):
+        if value is old:
+            del graph.initializers[key]
+    if old in graph.inputs:
+        graph.inputs.remove(old)
+
+
+def _store_quantised(model: ir.Model, weight: Weight, plan: TensorPlan, names: NameTable) -> None:
+    node = weight.dequantize
+    if node is None:
+        raise InputError(f"'{plan.name}' is not behind a DequantizeLinear")
+    old = weight.stored
+    owner = weight.owner
+    words = encode_tensor(plan, constant_array(old))
+    stored = add_constant(model, owner, names.fresh(plan.words_name), words)
+    value, nodes = stored, []
+    if plan.form == "integer-table":
+        table = add_constant(model, owner, names.fresh(f"{plan.name}.table"), table_array(plan))
+        cast = ir.node("Cast", [stored], {"to": ir.DataType.INT32}, name=names.fresh(f"{plan.name}.read_out/Cast"))
+        gather = ir.node("Gather", [table, cast.outputs[0]], {"axis": 0}, name=names.fresh(f"{plan.name}.read_out/Gather"))
+        cast.outputs[0].name = names.fresh(f"{plan.name}.read_out/Cast_output")
+        gather.outputs[0].name = names.fresh(f"{plan.name}.read_out/Gather_output")
+        value, nodes = gather.outputs[0], [cast, gather]
+        value.type, value.shape = ir.TensorType(ir.DataType[plan.dtype]), ir.Shape(words.shape)
+        _replace_scale(model, weight, plan, names)
+    producer = old.producer()
+    node.replace_input_with(0, value)
+    if nodes:
+        node.prepend(nodes)
+    if not old.uses():
+        if producer is not None:
+            owner.remove(producer, safe=True)
+        else:
+            _drop_initializer(owner, old)
+
+
+def _replace_scale(model: ir.Model, weight: Weight, plan: TensorPlan, names: NameTable) -> None:
+    node = weight.dequantize
+    if node is None or node.inputs[1] is None:
+        return
+    scale = constant_array(node.inputs[1])
+    new = np.asarray(plan.scales, dtype=scale.dtype).reshape(scale.shape)
+    constant = add_constant(model, weight.owner, names.fresh(f"{plan.name}.scale"), new)
+    node.replace_input_with(1, constant)
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        point = constant_array(node.inputs[2])
+        if (point != plan.zero_point).any():
+            new_point = np.full_like(point, plan.zero_point)
+            node.replace_input_with(
+                2, add_constant(model, weight.owner, names.fresh(f"{plan.name}.zero_point"), new_point)
+            )
+    elif plan.zero_point:
+        new_point = np.full(scale.shape, plan.zero_point, dtype=plan.dtype.lower())
+        node.resize_inputs(3)
+        node.replace_input_with(
+            2, add_constant(model, weight.owner, names.fresh(f"{plan.name}.zero_point"), new_point)
+        )

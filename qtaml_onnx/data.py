@@ -1,0 +1,199 @@
+"""Calibration and evaluation data: one array a graph input, samples first; or seeded synthetic inputs."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qtaml_onnx.errors import InputError
+
+__all__ = ["Dataset", "InputSpec", "input_specs", "load_dataset", "synthetic_dataset"]
+
+Array = NDArray[np.generic]
+LABELS = "labels"
+_GUESSED_EXTENT = 16
+"""Extent of a dynamic axis other than the batch in synthetic inputs."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """A graph input without default: its name, dtype, and shape with None for dynamic extents."""
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int | None, ...] | None
+
+    @property
+    def batch(self) -> int | None:
+        """The fixed batch size; None if the first axis is dynamic."""
+        return self.shape[0] if self.shape else None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples for a model.
+
+    Attributes:
+        arrays: By graph input, samples along the first axis.
+        labels: One a sample, or None.
+        one_by_one: Whether each sample is a whole input (the arrays have one axis more than the inputs).
+        batch: The batch size that the model fixes; None if it takes any.
+        source: The file, or a word that says how the data were made.
+    """
+
+    arrays: dict[str, Array]
+    labels: NDArray[np.integer] | None
+    one_by_one: bool
+    batch: int | None
+    source: str
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return min((len(array) for array in self.arrays.values()), default=0)
+
+    def head(self, samples: int) -> Dataset:
+        """The first samples."""
+        return replace(
+            self,
+            arrays={name: array[:samples] for name, array in self.arrays.items()},
+            labels=None if self.labels is None else self.labels[:samples],
+        )
+
+    def feeds(self, batch_size: int) -> Iterator[tuple[dict[str, Array], int]]:
+        """Inputs of one run after the other, each with the number of its samples that count.
+
+        Where the model fixes its batch size, the last run is filled up with its first sample.
+        """
+        if self.one_by_one:
+            for index in range(len(self)):
+                yield {name: array[index] for name, array in self.arrays.items()}, 1
+            return
+        size = self.batch or batch_size
+        for start in range(0, len(self), size):
+            feed = {name: array[start : start + size] for name, array in self.arrays.items()}
+            count = min(size, len(self) - start)
+            if self.batch and count < size:
+                feed = {
+                    name: np.concatenate([part, np.repeat(part[:1], size - count, axis=0)])
+                    for name, part in feed.items()
+                }
+            yield feed, count
+
+
+def input_specs(model: ir.Model) -> list[InputSpec]:
+    """The inputs that a caller must feed.
+
+    Raises:
+        InputError: if an input is not a tensor of a type that arrays can have.
+    """
+    specs = []
+    for value in model.graph.inputs:
+        if value.is_initializer():
+            continue
+        if value.dtype is None or value.dtype == ir.DataType.STRING:
+            raise InputError(f"graph input '{value.name}' is no numeric tensor; such models cannot be evaluated")
+        shape = None
+        if value.shape is not None:
+            shape = tuple(n if isinstance(n, int) and n > 0 else None for n in value.shape)
+        specs.append(InputSpec(str(value.name), np.dtype(value.dtype.numpy()), shape))
+    return specs
+
+
+def load_dataset(path: Path, specs: list[InputSpec], option: str) -> Dataset:
+    """Reads an `.npz` file; never unpickles.
+
+    Args:
+        path: The file.
+        specs: The model's inputs.
+        option: The option that named the file, for messages.
+
+    Raises:
+        InputError: if the file is missing or no `.npz`, or an array is missing or has the wrong rank, dtype or length.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            wanted = [spec.name for spec in specs] + [LABELS]
+            arrays = {name: file[name] for name in file.files if name in wanted}
+            present = list(file.files)
+    except FileNotFoundError as error:
+        raise InputError(f"{option} {path}: no such file; check the path") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise InputError(f"{option} {path} is not an .npz file of plain arrays; save it with numpy.savez") from error
+    labels = arrays.pop(LABELS, None)
+    for spec in specs:
+        if spec.name not in arrays:
+            raise InputError(
+                f"{option} {path} has no array '{spec.name}' (it has {', '.join(present) or 'none'}); "
+                "save one array a graph input, under the input's name"
+            )
+        _check_array(arrays[spec.name], spec, f"{option} {path}")
+    lengths = {name: len(array) for name, array in arrays.items()} | ({LABELS: len(labels)} if labels is not None else {})
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{name} {n}" for name, n in lengths.items())
+        raise InputError(f"{option} {path}: the arrays differ in their number of samples ({counts}); make them equal")
+    if not arrays or not min(lengths.values()):
+        raise InputError(f"{option} {path} holds no samples; save at least one")
+    if labels is not None and not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"{option} {path}: labels are {labels.dtype}; save them as integers")
+    extra = {arrays[spec.name].ndim - len(spec.shape) for spec in specs if spec.shape is not None}
+    if len(extra) > 1:
+        raise InputError(f"{option} {path}: some arrays have a sample axis before the batch axis, some not; make them alike")
+    one_by_one = extra == {1}
+    return Dataset(arrays, labels, one_by_one, None if one_by_one else _batch(specs), str(path))
+
+
+def _batch(specs: list[InputSpec]) -> int | None:
+    return next((spec.batch for spec in specs if spec.batch), None)
+
+
+def _check_array(array: Array, spec: InputSpec, where: str) -> None:
+    if array.dtype != spec.dtype:
+        raise InputError(f"{where}: array '{spec.name}' is {array.dtype}, the graph input is {spec.dtype}; convert it")
+    if spec.shape is None:
+        return
+    extra = array.ndim - len(spec.shape)
+    if extra not in (0, 1) or array.ndim == 0:
+        raise InputError(
+            f"{where}: array '{spec.name}' has rank {array.ndim}, the graph input {len(spec.shape)}; "
+            "the first axis is that of the samples"
+        )
+    inner = array.shape[1:]
+    expected = spec.shape[1:] if extra == 0 else spec.shape
+    if any(want is not None and want != have for want, have in zip(expected, inner, strict=True)):
+        shape = "×".join("?" if n is None else str(n) for n in expected)
+        raise InputError(f"{where}: samples of '{spec.name}' are {'×'.join(map(str, inner))}, the graph input takes {shape}")
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        raise InputError(f"{where}: array '{spec.name}' has NaN or infinite values; remove those samples")
+
+
+def synthetic_dataset(specs: list[InputSpec], samples: int, seed: int) -> Dataset:
+    """Seeded inputs for models without data: standard normal floats, uniform bytes, small non-negative integers.
+
+    Dynamic axes other than the first are given 16 elements. Statistics from such inputs are a stand-in: whoever uses
+    them must say so.
+    """
+    rng = np.random.default_rng(seed)
+    batch = _batch(specs)
+    one_by_one = any(spec.batch not in (None, batch) or not spec.shape for spec in specs)
+    arrays = {}
+    for spec in specs:
+        inner = tuple(n or _GUESSED_EXTENT for n in (spec.shape or ()))
+        shape = (samples, *inner) if one_by_one else (samples, *inner[1:])
+        arrays[spec.name] = _random(rng, shape, spec.dtype)
+    return Dataset(arrays, None, one_by_one, None if one_by_one else batch, f"synthetic, seed {seed}")
+
+
+def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+    if dtype == np.uint8:
+        return rng.integers(0, 256, shape, dtype=np.uint8)
+    if dtype == np.bool_:
+        return rng.random(shape) < 0.5
+    if np.issubdtype(dtype, np.integer):
+        return rng.integers(0, 8, shape).astype(dtype)
+    return rng.standard_normal(shape).astype(dtype)

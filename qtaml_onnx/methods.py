@@ -1,0 +1,128 @@
+"""The hardening methods: which code and read-out each uses, and how it shares out protected bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qtaml_onnx.channel import FlipRates
+from qtaml_onnx.errors import InputError
+from qtaml_onnx.storage import Code, ReadOut, WordSums, design_readout, error_moments, uniform_code, word_sums
+
+__all__ = ["METHODS", "Design", "Method", "TensorSamples", "method_named"]
+
+
+@dataclass(frozen=True)
+class TensorSamples:
+    """What a method may know of a tensor: its normalised weights, and its code where the model fixes one.
+
+    Attributes:
+        x: Normalised weights, float32, any shape.
+        fixed: The code of words that the model brings along; None where a code may be chosen.
+    """
+
+    x: NDArray[np.float32]
+    fixed: Code | None = None
+
+
+@dataclass(frozen=True)
+class Design:
+    """One way to store a tensor.
+
+    Attributes:
+        code: Weight to word.
+        readout: Word to weight.
+        protected_planes: Planes that are assumed safe, ascending.
+        noise: Mean-square error of a normalised weight as read, quantisation and faults together.
+    """
+
+    code: Code
+    readout: ReadOut
+    protected_planes: tuple[int, ...]
+    noise: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """A hardening method.
+
+    Attributes:
+        name: As `--method` takes it.
+        readout: Kind of its read-out.
+        weighting: What tensors are weighed by in the allocation: the measured sensitivity, the weights' magnitude
+            alone, or nothing at all (the same planes everywhere).
+        summary: One line for help and reports.
+    """
+
+    name: str
+    readout: str
+    weighting: Literal["sensitivity", "magnitude", "uniform", "none"]
+    summary: str
+
+    @property
+    def needs_sensitivity(self) -> bool:
+        """Whether its allocation rests on forward probes."""
+        return self.weighting == "sensitivity"
+
+    def designs(self, samples: TensorSamples, rates: FlipRates, bits: int) -> list[Design]:
+        """Designs of one tensor with 0, 1, 2, … planes protected, the most harmful first.
+
+        Args:
+            samples: The tensor.
+            rates: Flip rates, at least `bits` planes.
+            bits: Word length.
+
+        Raises:
+            InputError: if the read-out needs an inverse that these rates do not have.
+        """
+        code = samples.fixed or uniform_code("twos-complement", bits)
+        rates = rates.truncated(code.bits)
+        sums = word_sums(code, samples.x)
+        designs = []
+        for count in range(code.bits + 1):
+            planes = tuple(sorted(_most_harmful(code, rates, sums)[:count]))
+            residual = rates.protect(planes)
+            readout = design_readout(self.readout, code, residual, sums)
+            noise = error_moments(readout, residual, sums).mse
+            designs.append(Design(code, readout, planes, noise))
+            if residual.is_zero or self.weighting == "none":
+                break
+        return designs
+
+
+def _most_harmful(code: Code, rates: FlipRates, sums: WordSums) -> list[int]:
+    """Planes by the noise that their flips cause under plain reading, largest first, higher planes first if equal."""
+    words = np.arange(1 << code.bits)
+    harm = []
+    for plane in range(code.bits):
+        step = code.levels[words ^ (1 << plane)] - code.levels
+        one = (words >> plane) & 1
+        rate = np.where(one == 1, rates.p10[plane], rates.p01[plane])
+        harm.append(float(sums.count @ (rate * step**2)))
+    return sorted(range(code.bits), key=lambda plane: (-harm[plane], -plane))
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("posterior-mean", "restored-posterior-mean", "sensitivity", "posterior-mean read-out, gain restored"),
+        Method("tac", "bitwise-affine", "sensitivity", "affine mean correction, Jacobian allocation (TAC as we read it)"),
+        Method("magnitude", "bitwise-affine", "magnitude", "affine mean correction, allocation by weight magnitude"),
+        Method("uniform-msp", "bitwise-affine", "uniform", "affine mean correction, the same top planes everywhere"),
+        Method("none", "plain", "none", "plain quantised weights: the unprotected baseline"),
+    )
+}
+
+
+def method_named(name: str) -> Method:
+    """The method of that name; an InputError lists the names there are."""
+    try:
+        return METHODS[name]
+    except KeyError:
+        raise InputError(f"unknown --method '{name}'; choose from {', '.join(METHODS)}") from None
+
+

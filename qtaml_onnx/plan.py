@@ -1,0 +1,274 @@
+"""The storage plan: for each tensor its word length, code, read-out and protected planes. Plain, immutable, serialisable.
+
+Analysis makes a plan, passes carry it out, reports read it. Nothing in a plan depends on the graph's node order or on
+anything measured later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qtaml_onnx import __version__
+from qtaml_onnx.channel import FlipRates
+from qtaml_onnx.errors import InputError
+from qtaml_onnx.storage.codes import UNIFORM_KINDS, Code, uniform_code
+
+__all__ = ["BiasPlan", "CodeSpec", "FaultModel", "LeftOutTensor", "StoragePlan", "TensorPlan", "read_plan"]
+
+SCHEMA_VERSION = 1
+
+Form = Literal["affine", "table", "dequantize", "integer-table"]
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FaultModel(_Value):
+    """The flip rates that a plan is designed for, least significant plane first, and where they came from."""
+
+    p01: tuple[float, ...]
+    p10: tuple[float, ...]
+    device: dict[str, object] | None = None
+    location: Literal["weights"] = "weights"
+    margin: float = 1.0
+
+    @property
+    def rates(self) -> FlipRates:
+        """The rates as the channel takes them."""
+        return FlipRates(self.p01, self.p10)
+
+
+class CodeSpec(_Value):
+    """A code; uniform ones are named, others are listed cell by cell (see `Code` for the arrays)."""
+
+    kind: str
+    bits: int
+    mask: int = 0
+    boundaries: tuple[float, ...] | None = None
+    words: tuple[int, ...] | None = None
+    levels: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, code: Code) -> CodeSpec:
+        """The specification of a code."""
+        kind, _, mask = code.name.partition("^")
+        if kind in UNIFORM_KINDS:
+            return cls(kind=kind, bits=code.bits, mask=int(mask, 16) if mask else 0)
+        return cls(
+            kind=code.name,
+            bits=code.bits,
+            boundaries=tuple(map(float, code.boundaries)),
+            words=tuple(map(int, code.words)),
+            levels=tuple(map(float, code.levels)),
+        )
+
+    def code(self) -> Code:
+        """The code that is specified."""
+        if self.kind in UNIFORM_KINDS:
+            return uniform_code(self.kind, self.bits, self.mask)
+        if self.boundaries is None or self.words is None or self.levels is None:
+            raise InputError(f"the plan's code '{self.kind}' lists no cells; make the plan again")
+        return Code(
+            self.kind, self.bits, np.array(self.boundaries), np.array(self.words, dtype=np.int64), np.array(self.levels)
+        )
+
+
+class BiasPlan(_Value):
+    """A bias that corrects itself: the graph computes `bias = target − Ŵ·x̄` from the weights as read.
+
+    Attributes:
+        node_output: Name of the value that the layer's operator (or the Add behind a MatMul) computes.
+        mean_input: x̄, the mean of the layer's input a channel, half precision.
+        target: c = b + W·x̄ an output channel, float32: it takes the place of the bias.
+        gain: r an output channel, half precision, folded into the weights' read-out.
+    """
+
+    node_output: str
+    mean_input: tuple[float, ...]
+    target: tuple[float, ...]
+    gain: tuple[float, ...]
+
+
+class TensorPlan(_Value):
+    """How one weight tensor is stored and read.
+
+    Attributes:
+        name: The tensor, as `inspect` names it.
+        op_type: The operator that reads it.
+        dtype: The ONNX element type of the constant in the source model: a float type, or INT8 or UINT8 behind a
+            DequantizeLinear.
+        shape: Its shape.
+        channel_axis: The axis along which `scales` run; None for a single scale.
+        code: The code, on weights divided by their channel's `weight_scales`.
+        form: How the graph reads it: `affine` is (word − offset)·scale, `table` is table[word]·scale, `dequantize` is the
+            model's own DequantizeLinear on the words, `integer-table` the same on table[word].
+        words_type: Type of the stored initializer, INT8, UINT8 or UINT16.
+        weight_scales: What weights are divided by before coding, float32, one a channel or one.
+        scales: What the read-out multiplies by, float32, as many.
+        offset: Of the form `affine`, in words.
+        table: Of the forms `table` (normalised weights, half precision up to 10-bit words) and `integer-table`
+            (integers), one entry a word.
+        zero_point: Of the DequantizeLinear in the integer forms.
+        readout: The read-out's kind.
+        protected_planes: Planes that never flip or flip at the protection's residual rate.
+        stream: Decorrelates the faults of tensors.
+        sensitivity: Output noise energy a unit of normalised noise variance (J²N, scales included).
+        noise: Predicted mean-square error of a normalised weight as read, quantisation included.
+        signal: Mean square of the normalised weights.
+    """
+
+    name: str
+    op_type: str
+    dtype: str
+    shape: tuple[int, ...]
+    channel_axis: int | None
+    code: CodeSpec
+    form: Form
+    words_type: Literal["INT8", "UINT8", "UINT16"]
+    weight_scales: tuple[float, ...]
+    scales: tuple[float, ...]
+    offset: float = 0.0
+    table: tuple[float, ...] | None = None
+    zero_point: int = 0
+    readout: str
+    protected_planes: tuple[int, ...] = ()
+    stream: int
+    sensitivity: float | None = None
+    noise: float = Field(ge=0)
+    signal: float = Field(ge=0)
+    bias: BiasPlan | None = None
+
+    @property
+    def bits(self) -> int:
+        """Word length."""
+        return self.code.bits
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def exposed_planes(self) -> int:
+        """Bit mask of the planes that flip."""
+        mask = (1 << self.bits) - 1
+        for plane in self.protected_planes:
+            mask &= ~(1 << plane)
+        return mask
+
+    @property
+    def words_name(self) -> str:
+        """Name of the initializer that holds the stored words."""
+        return f"{self.name}.words"
+
+    @property
+    def table_type(self) -> str:
+        """ONNX element type in which the table is stored."""
+        return "FLOAT16" if self.bits <= 10 else "FLOAT"
+
+    @property
+    def metadata_bits(self) -> int:
+        """Bits beside the words that must themselves be safe: scales, offset or table, bias correction."""
+        bits = 32 * len(self.scales)
+        if self.form == "affine":
+            bits += 32 if self.offset else 0
+        elif self.form == "integer-table":
+            bits += 8 << self.bits
+        elif self.form == "table":
+            bits += (16 if self.table_type == "FLOAT16" else 32) << self.bits
+        if self.bias is not None:  # the target takes the place of the bias that the model had anyway
+            bits += 16 * (len(self.bias.mean_input) + len(self.bias.gain))
+        return bits
+
+
+class LeftOutTensor(_Value):
+    """A tensor or operator that the plan does not touch, and why."""
+
+    name: str
+    reason: str
+
+
+class StoragePlan(_Value):
+    """The whole decision for a model."""
+
+    schema_version: int = SCHEMA_VERSION
+    tool_version: str = __version__
+    source_sha256: str
+    method: str
+    fault_model: FaultModel
+    protection: str = "ideal"
+    tensors: tuple[TensorPlan, ...]
+    left_out: tuple[LeftOutTensor, ...] = ()
+
+    @property
+    def weight_bits(self) -> int:
+        """All stored weight bits."""
+        return sum(t.size * t.bits for t in self.tensors)
+
+    @property
+    def protected_bits(self) -> int:
+        """Weight bits in protected planes."""
+        return sum(t.size * len(t.protected_planes) for t in self.tensors)
+
+    @property
+    def protected_fraction(self) -> float:
+        """Protected over all weight bits: the overhead of the comparison with TAC."""
+        return self.protected_bits / self.weight_bits if self.weight_bits else 0.0
+
+    @property
+    def metadata_bits(self) -> int:
+        """Bits of scales, tables and bias corrections."""
+        return sum(t.metadata_bits for t in self.tensors)
+
+    @property
+    def planes(self) -> int:
+        """Planes of the longest word."""
+        return max((t.bits for t in self.tensors), default=8)
+
+    @property
+    def noise_energy(self) -> float | None:
+        """Predicted output noise energy, Σ sensitivity · noise; None if no sensitivity was measured."""
+        if any(t.sensitivity is None for t in self.tensors):
+            return None
+        return sum(t.noise * (t.sensitivity or 0.0) for t in self.tensors)
+
+    def to_json(self) -> str:
+        """Canonical JSON: the text whose hash is the plan's."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def read_plan(path: Path) -> StoragePlan:
+    """Reads a plan.
+
+    Raises:
+        InputError: if the file is missing, not JSON, or not a plan of this version.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"plan {path} cannot be read; keep it beside the hardened model") from error
+    try:
+        return StoragePlan.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise InputError(f"plan {path}: {where}: {first['msg']}; make it again with `qtaml-onnx harden`") from error
+
+
+def table_array(plan: TensorPlan) -> NDArray[np.generic]:
+    """The table in the type in which it is stored."""
+    if plan.form == "integer-table":
+        return np.asarray(plan.table, dtype=np.int8 if plan.dtype == "INT8" else np.uint8)
+    return np.asarray(plan.table, dtype=np.float16 if plan.table_type == "FLOAT16" else np.float32)

@@ -1,0 +1,190 @@
+"""onnxruntime sessions that know the operators of domain `qtaml`.
+
+The operators come from the compiled library of `custom_ops/`; where it is missing or cannot be loaded, from their NumPy
+twin through onnxruntime-extensions, which gives the same bits, only slower (floats that become signalling NaNs excepted:
+Python may return them quiet).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from qtaml_onnx.errors import InputError, QtamlError
+from qtaml_onnx.fault_inject import fault_inject
+
+__all__ = ["FORCE_PYTHON_OPS", "create_session", "library_path", "session_options"]
+
+FORCE_PYTHON_OPS = "QTAML_FORCE_PYTHON_OPS"
+"""Environment variable: "1" makes the NumPy twin serve the operators even where the compiled library is present."""
+
+_LIBRARY_NAMES = ("libqtaml_ops.so", "libqtaml_ops.dylib", "qtaml_ops.dll")
+_SERIALIZED_LIMIT = 2**31 - 2**20  # protobuf refuses 2 GiB; the margin covers what serialising adds
+_OPTIMIZATION_LEVELS = {
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+_LOG_ERRORS_ONLY = 3  # hides onnxruntime's warning for each initializer that may be fed: the seed and the rates must be
+
+
+def library_path() -> Path:
+    """Path of the compiled operator library, for `SessionOptions.register_custom_ops_library` of any onnxruntime program.
+
+    Raises:
+        QtamlError: this installation has no compiled library.
+    """
+    for candidate in _library_candidates():
+        if candidate.is_file():
+            return candidate
+    raise QtamlError(
+        "the compiled operator library is missing from this installation of qtaml-onnx; install a wheel, or build it"
+        " with a C++17 compiler by `pip install .`"
+    )
+
+
+def _library_candidates() -> Iterator[Path]:
+    root = resources.files("qtaml_onnx")
+    for name in _LIBRARY_NAMES:
+        found = root / "lib" / name
+        if isinstance(found, Path):
+            yield found
+    # An editable install leaves the sources in place and the library among the installed files.
+    try:
+        installed = metadata.files("qtaml-onnx") or []
+    except metadata.PackageNotFoundError:
+        return
+    for file in installed:
+        if file.name in _LIBRARY_NAMES:
+            yield Path(str(file.locate()))
+
+
+def session_options(*, threads: int | None = None, optimization_level: str = "all") -> ort.SessionOptions:
+    """Session options with the operators of domain `qtaml` registered.
+
+    Args:
+        threads: intra-operator threads, at least 1; None leaves the choice to onnxruntime (one a physical core).
+        optimization_level: graph optimisation: "none", "basic", "extended" or "all" (onnxruntime's default).
+
+    Returns:
+        New options, free to be changed further. Messages below severity "error" are silenced, because onnxruntime
+        warns of every initializer that can be fed, and the seed and rates of an instrumented model are such.
+
+    Raises:
+        InputError: a value out of range.
+    """
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}; give at least 1, or None for onnxruntime's choice")
+    if optimization_level not in _OPTIMIZATION_LEVELS:
+        raise InputError(f"optimization level {optimization_level!r}; give one of {', '.join(_OPTIMIZATION_LEVELS)}")
+    options = ort.SessionOptions()
+    options.log_severity_level = _LOG_ERRORS_ONLY
+    options.graph_optimization_level = _OPTIMIZATION_LEVELS[optimization_level]
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if os.environ.get(FORCE_PYTHON_OPS) == "1" or not _register_compiled(options):
+        options.register_custom_ops_library(_python_operators())
+    return options
+
+
+def _register_compiled(options: ort.SessionOptions) -> bool:
+    try:
+        options.register_custom_ops_library(str(library_path()))
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        _warn_once(str(error).splitlines()[0])
+        return False
+    return True
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    warnings.warn(f"fault injection runs on the slow NumPy kernel: {reason}", RuntimeWarning, stacklevel=4)
+
+
+@functools.cache
+def _python_operators() -> str:
+    """Register the twin with onnxruntime-extensions, once a process; the path of the library that dispatches to it."""
+    from onnxruntime_extensions import PyCustomOpDef, get_library_path, onnx_op
+
+    kinds = PyCustomOpDef
+    for words in (
+        kinds.dt_uint8,
+        kinds.dt_int8,
+        kinds.dt_uint16,
+        kinds.dt_int16,
+        kinds.dt_uint32,
+        kinds.dt_int32,
+        kinds.dt_float,
+    ):
+        onnx_op(
+            op_type="qtaml::FaultInject",
+            inputs=[words, kinds.dt_int64, kinds.dt_float],
+            outputs=[words],
+            attrs={"stream": kinds.dt_int64, "bits": kinds.dt_int64, "exposed_planes": kinds.dt_int64},
+        )(_fault_inject_operator)
+    return str(get_library_path())
+
+
+class _Exact(np.ndarray):
+    """An array that onnxruntime-extensions takes as it is: it asks for a list, on whose way floats lose NaN payloads."""
+
+    def tolist(self) -> Any:
+        return self.view(np.ndarray)
+
+
+def _fault_inject_operator(words: Any, seed: Any, flip_rates: Any, **attributes: int) -> Any:
+    return fault_inject(words, int(seed.reshape(())), flip_rates, **attributes).view(_Exact)
+
+
+def create_session(
+    model: onnx.ModelProto | bytes | str | os.PathLike[str],
+    options: ort.SessionOptions | None = None,
+    *,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+) -> ort.InferenceSession:
+    """An inference session of a model that may contain operators of domain `qtaml`.
+
+    Args:
+        model: a model proto, a serialised model, or the path of one. A proto of more than 2 GiB passes through a
+            temporary file with external data, removed before this returns.
+        options: as `session_options` gives, which is also the default.
+        providers: onnxruntime's execution providers, in order of preference.
+
+    Raises:
+        InputError: onnxruntime refuses the model; the message holds its reason.
+    """
+    options = session_options() if options is None else options
+    if isinstance(model, bytes):
+        return _session("the model", model, options, providers)
+    if not isinstance(model, onnx.ModelProto):
+        path = os.fspath(model)
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file")
+        return _session(path, path, options, providers)
+    if model.ByteSize() < _SERIALIZED_LIMIT:
+        return _session("the model", model.SerializeToString(), options, providers)
+    with tempfile.TemporaryDirectory(prefix="qtaml-", ignore_cleanup_errors=True) as folder:
+        path = str(Path(folder) / "model.onnx")
+        ir.save(ir.from_proto(model), path, external_data="model.data")
+        return _session("the model", path, options, providers)
+
+
+def _session(
+    name: str, model: bytes | str, options: ort.SessionOptions, providers: Sequence[str]
+) -> ort.InferenceSession:
+    try:
+        return ort.InferenceSession(model, options, providers=list(providers))
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise InputError(f"{name}: onnxruntime cannot load it: {' '.join(str(error).split())}") from error
