@@ -54,6 +54,7 @@ class InjectFaults(ir.passes.InPlacePass):
         model.opset_imports[DOMAIN] = 1
         seed = add_input(model, SEED_INPUT, np.asarray(self.seed, dtype=np.int64))
         rates = add_input(model, RATES_INPUT, self.rates.as_array())
+        rates.shape = ir.Shape([2, "qtaml_planes"])  # any number of planes may be fed, as long as the longest word has
         carried: dict[tuple[int, int], ir.Value] = {}
         for tensor in self.plan.tensors:
             if tensor.words_name not in words:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["InputError", "QtamlError"]
+__all__ = ["GateError", "InputError", "QtamlError"]
 
 
 class QtamlError(Exception):
@@ -11,3 +11,7 @@ class QtamlError(Exception):
 
 class InputError(QtamlError):
     """The caller's input is at fault: a file, an option, a model or an array. The command line exits with 2."""
+
+
+class GateError(QtamlError):
+    """A gate was not met: the run is sound, the model is not good enough. The command line exits with 1."""

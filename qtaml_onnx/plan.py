@@ -228,6 +228,11 @@ class StoragePlan(_Value):
         return sum(t.metadata_bits for t in self.tensors)
 
     @property
+    def parity_bits(self) -> int:
+        """Redundant bits of the named protection; an ideal protected bit has none."""
+        return 0
+
+    @property
     def planes(self) -> int:
         """Planes of the longest word."""
         return max((t.bits for t in self.tensors), default=8)

@@ -29,7 +29,7 @@ from qtaml_onnx.weights import (
     float_weights,
 )
 
-__all__ = ["Planner", "TensorData", "prepare"]
+__all__ = ["Allocation", "Planner", "TensorData", "prepare"]
 
 _HALF_RANGE = 127
 """Largest magnitude of a symmetric 8-bit weight: normalised weights of quantised models count in 127ths."""
@@ -166,7 +166,7 @@ class Planner:
         return self._designs[method.name]
 
     def _weighting(self, method: Method) -> list[float]:
-        if method.needs_sensitivity and self.sensitivity is not None:
+        if method.weighting != "magnitude" and self.sensitivity is not None:
             energy = self.sensitivity.energy
             if any(energy[tensor.weight.name] > 0 for tensor in self.tensors):
                 return [energy[tensor.weight.name] for tensor in self.tensors]
@@ -198,6 +198,15 @@ class Planner:
             return best_within(options, most)
         cost = [sum(o[i].cost for o, i in zip(options, a, strict=True)) for a in uniform_sequence(options)]
         return uniform_sequence(options)[max(i for i, c in enumerate(cost) if c <= most)]
+
+    def smallest_overhead(self, method: Method, energy: float) -> float | None:
+        """The smallest protected fraction whose predicted output noise energy is at most `energy`; None if none is."""
+        options = self._options(method)
+        for allocation in self.sequence(method):
+            chosen = [o[i] for o, i in zip(options, allocation, strict=True)]
+            if sum(option.energy for option in chosen) <= energy:
+                return sum(option.cost for option in chosen) / self.weight_bits
+        return None
 
     def plan(self, method: Method, allocation: Sequence[int]) -> StoragePlan:
         """The plan of a method at an allocation."""

@@ -163,7 +163,7 @@ void Kernel::run(OrtKernelContext* context) const {
   job.source = static_cast<const unsigned char*>(x.data);
   job.target = static_cast<unsigned char*>(target);
   job.words = x.count;
-  job.seed = static_cast<uint64_t>(*static_cast<const int64_t*>(seed.data));
+  plan_seed(job, static_cast<uint64_t>(*static_cast<const int64_t*>(seed.data)));
   job.stream = static_cast<uint32_t>(stream);
   plan_planes(job, rate, planes, static_cast<uint32_t>(planes_exposed));
 

@@ -41,6 +41,7 @@ std::vector<uint64_t> poisson_tail(int mean_log2) {
     if (value > 0) tails.push_back(value);
   }
   std::reverse(tails.begin(), tails.end());
+  tails.resize((tails.size() + 7) / 8 * 8);  // zeros, which no number is below: the kernel reads eight at a time
   return tails;
 }
 
@@ -56,8 +57,19 @@ const std::vector<uint64_t>& hit_count_table(unsigned octave) {
 
 }  // namespace
 
+void plan_seed(FaultJob& job, uint64_t seed) {
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (auto& key : job.round_key) {
+    key[0] = k0;
+    key[1] = k1;
+    k0 += kPhiloxWeyl0;
+    k1 += kPhiloxWeyl1;
+  }
+}
+
 void plan_planes(FaultJob& job, const float* rates, size_t planes, uint32_t exposed) {
   job.dense_count = job.sparse_count = 0;
+  job.dense_asymmetric = false;
   for (uint32_t plane = 0; plane < job.width; ++plane) {
     if (!(exposed >> plane & 1)) continue;
     const double p[2] = {rates[plane], rates[planes + plane]};
@@ -68,7 +80,11 @@ void plan_planes(FaultJob& job, const float* rates, size_t planes, uint32_t expo
       DensePlane& entry = job.dense[job.dense_count++];
       entry.plane = plane;
       for (int s = 0; s < 2; ++s) entry.threshold[s] = static_cast<uint64_t>(p[s] * power_of_two(64));
-      entry.asymmetric = entry.threshold[0] != entry.threshold[1];
+      job.dense_asymmetric |= entry.threshold[0] != entry.threshold[1];
+      for (unsigned i = 0; i < kLeading; ++i) {
+        entry.digit[i] = -(entry.threshold[0] >> (kTrailing + i) & 1);
+        entry.differs[i] = -((entry.threshold[0] ^ entry.threshold[1]) >> (kTrailing + i) & 1);
+      }
     } else {
       unsigned octave = kFirstOctave;
       while (octave < kLastOctave && largest <= power_of_two(-static_cast<int>(octave) - 1)) ++octave;

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,7 +45,7 @@ def _height(barrier_ev: ArrayLike) -> Floats:
     bad = ~(np.isfinite(height) & (height > 0))
     if np.any(bad):
         raise InputError(
-            f"the barrier must stand above the electron's energy: height less energy is {float(height[bad].flat[0]):g} eV"
+            f"the barrier must stand above the electron's energy: it stands {float(height[bad].flat[0]):g} eV above"
         )
     return height
 
@@ -129,9 +130,7 @@ def barrier_exponent(
     return np.asarray(WKB_PER_NM * thickness * np.sqrt(mass_) * mean_sqrt(height, height - voltage))
 
 
-def transmission(
-    barrier_ev: ArrayLike, mass: ArrayLike, thickness_nm: ArrayLike, voltage_v: ArrayLike = 0.0
-) -> Floats:
+def transmission(barrier_ev: ArrayLike, mass: ArrayLike, thickness_nm: ArrayLike, voltage_v: ArrayLike = 0.0) -> Floats:
     """Transmission T = exp(−S) of the barrier of `barrier_exponent`, dimensionless, in (0, 1).
 
     Raises:
@@ -179,14 +178,14 @@ def profile_exponent(
 
     edges = sorted({0.0, *breaks_nm, thickness_nm})
     total = 0.0
-    for left, right in zip(edges[:-1], edges[1:], strict=True):
+    for left, right in pairwise(edges):
         inset = (right - left) * 1e-12  # one-sided limits at jumps, and no call on an image-force pole
         grid = np.linspace(left + inset, right - inset, 513)  # signs only; integrals run edge to edge
         signs = np.array([above(float(x)) > 0 for x in grid])
         crossings = np.flatnonzero(signs[:-1] != signs[1:])
         turning = [float(brentq(above, grid[i], grid[i + 1], xtol=1e-15, rtol=1e-14)) for i in crossings]
         stops = [left, *turning, right]
-        for start, end in zip(stops[:-1], stops[1:], strict=True):
+        for start, end in pairwise(stops):
             if above((start + end) / 2) > 0:
                 total += piece(start, end)
     return WKB_PER_NM * total

@@ -23,7 +23,7 @@ from qtaml_onnx.physics.units import ELEMENTARY_CHARGE_C
 __all__ = ["StateCase", "cell_flip_rates", "log_escape_rates", "state_cases"]
 
 Floats = NDArray[np.float64]
-_THINNEST = 0.1  # thinnest cell that the thickness average counts, relative to nominal
+_THINNEST = 0.1  # relative to nominal; the thickness average counts thinner cells as this thin
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,8 @@ def cell_flip_rates(
         rates_zero, rates_one = log_rates(zero), log_rates(one)
 
         def exchange(rates: Floats) -> Floats:
-            return np.stack(exchange_probability(*np.exp(np.moveaxis(rates, -1, 0)), time[:, None]), axis=-1)
+            rate_01, rate_10 = np.exp(rates[..., 0]), np.exp(rates[..., 1])
+            return np.stack(exchange_probability(rate_01, rate_10, time[:, None]), axis=-1)
 
         flips = average(lambda z: np.concatenate([rates_zero(z), rates_one(z)], axis=-1), exchange, zero)
         return flips[:, 0].reshape(shape), flips[:, 1].reshape(shape)
@@ -170,7 +171,8 @@ def cell_flip_rates(
             lost = -np.expm1(-np.exp(rates) * time[:, None, None])
             return threshold_probability(case.electrons[:, None, None], case.critical[:, None, None], lost)
 
-        return share * average(log_rates(case), probability, case).reshape(shape)
+        mean = average(log_rates(case), probability, case).reshape(shape)
+        return share * np.minimum(mean, 1.0)
 
     return misread(zero, cell.zero.exposed_share.value), misread(one, cell.one.exposed_share.value)
 

@@ -1,7 +1,8 @@
 """From an escape rate to the probability that a bit reads wrong after a time.
 
 Two models of a cell: a two-state system that exchanges between its states, and a node that holds N electrons and is
-misread once N_crit of them are gone. Cell-to-cell variation of the thickness averages either over a normal distribution.
+misread once N_crit of them are gone. Cell-to-cell variation of the thickness averages either over a normal
+distribution.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.polynomial.hermite_e import hermegauss
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betainc
+from scipy.special import betainc, ndtr
 
 __all__ = ["exchange_probability", "normal_average", "threshold_probability"]
 
@@ -85,7 +86,7 @@ def normal_average(
     Args:
         log_rates: z `(B, M)` → ln Γ `(B, M, R)` of the R rates that the probability needs; falling in z.
         probability: ln Γ `(B, M, R)` → the P probabilities wanted, `(B, M, P)`.
-        lowest_z: Thinnest cell counted, `(B,)`, negative.
+        lowest_z: Thinnest cell, `(B,)`, negative; thinner ones count as this one.
         step_log_rate: ln Γ of the first rate at which the probability steps, `(B,)`.
         electrons: Electrons that must move, `(B,)`: the step's width in ln Γ is about 1/sqrt of it.
 
@@ -117,7 +118,8 @@ def normal_average(
     span = np.diff(stops, axis=1)[..., None] / 2
     z = ((stops[:, :-1, None] + span) + span * _LEGENDRE_NODES).reshape(len(low), -1)
     weight = (span * _LEGENDRE_WEIGHTS).reshape(z.shape) * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
-    return np.asarray(np.einsum("bm,bmp->bp", weight, probability(fitted(z))))
+    thinnest = ndtr(low) * probability(fitted(low))[:, 0]  # thinner cells count as the thinnest
+    return np.asarray(thinnest + np.einsum("bm,bmp->bp", weight, probability(fitted(z))))
 
 
 def _relevant(

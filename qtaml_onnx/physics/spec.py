@@ -144,7 +144,7 @@ class CellSpec(Strict):
         shares = self.zero.exposed_share.value + self.one.exposed_share.value
         if self.model == "threshold" and shares > 1:
             raise ValueError(
-                f"zero.exposed_share + one.exposed_share = {shares:g} would let p01 + p10 exceed 1: keep the sum at most 1"
+                f"zero.exposed_share + one.exposed_share = {shares:g} lets p01 + p10 exceed 1: keep the sum at most 1"
             )
         if 5 * self.sigma_thickness_nm.value > self.thickness_nm:
             raise ValueError(
@@ -164,7 +164,11 @@ class CellSpec(Strict):
         """The dielectric as an electron on the storage node meets it."""
         layers = tuple(
             Layer(
-                layer.thickness_nm.value, layer.barrier_ev.value, layer.mass.value, layer.permittivity.value, layer.fixed
+                layer.thickness_nm.value,
+                layer.barrier_ev.value,
+                layer.mass.value,
+                layer.permittivity.value,
+                layer.fixed,
             )
             for layer in self.layers
         )

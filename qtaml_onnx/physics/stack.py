@@ -36,14 +36,14 @@ def _smooth_image_part() -> Floats:
 
     def target(s: Floats) -> Floats:
         u = 0.5 + np.sqrt(s)
-        return np.asarray(digamma(1 + u) + digamma(2 - u) + 2 * np.euler_gamma)
+        return np.asarray(digamma(1 + u) + digamma(2 - u) + 2 * np.euler_gamma, dtype=np.float64)
 
     series = chebyshev.Chebyshev.interpolate(target, 11, domain=[0.0, 0.25])
     return np.asarray(series.convert(kind=np.polynomial.Polynomial, domain=[-1, 1]).coef)
 
 
 _SMOOTH = _smooth_image_part()
-_SMOOTH_SLOPE = np.polynomial.polynomial.polyder(_SMOOTH)
+_SMOOTH_SLOPE: Floats = np.asarray(np.polynomial.polynomial.polyder(_SMOOTH), dtype=np.float64)
 
 
 def _horner(coefficients: Floats, s: Floats) -> Floats:
@@ -143,7 +143,9 @@ class Stack:
         if self.image_permittivity is None:
             return [energy for pair in edges for energy in pair]
         pieces = _image_pieces(self, scale, edges)
-        return [energy for piece in pieces for energy in (piece.energy(piece.start), piece.top, piece.energy(piece.end))]
+        return [
+            energy for piece in pieces for energy in (piece.energy(piece.start), piece.top, piece.energy(piece.end))
+        ]
 
     def potential_ev(self, x_nm: float, drop_v: float = 0.0, scale: float = 1.0) -> float:
         """Barrier energy at x, eV: the profile that the exponent integrates, for plots and checks."""
@@ -173,7 +175,7 @@ class Stack:
         energy = np.asarray(energy_ev, dtype=np.float64)
         edges = self.edges(scale, drop_v)
         if self.image_permittivity is not None:
-            return sum((piece.exponent(energy) for piece in _image_pieces(self, scale, edges)), np.float64(0.0))
+            return sum((piece.exponent(energy) for piece in _image_pieces(self, scale, edges)), np.zeros(()))
         total: Floats = np.zeros(())
         for layer, thickness, (start, end) in zip(self.layers, self._thicknesses(scale), edges, strict=True):
             mean = mean_sqrt(start[..., None] - energy, end[..., None] - energy)
@@ -232,7 +234,7 @@ class _ImagePiece:
 def _image_pieces(stack: Stack, scale: ArrayLike, edges: list[tuple[Floats, Floats]]) -> list[_ImagePiece]:
     assert stack.image_permittivity is not None
     thicknesses = stack._thicknesses(scale)
-    total = sum(thicknesses, np.float64(0.0))
+    total: Floats = np.asarray(sum(thicknesses))
     strength = IMAGE_EV_NM / stack.image_permittivity / total
     pieces = []
     left = np.zeros_like(total)

@@ -75,7 +75,9 @@ def parse_duration(text: str | float) -> float:
     except ValueError:
         value = math.nan
     if unit not in _SECONDS or math.isnan(value):
-        raise InputError(f"time {text!r} is not a number with one of the units {', '.join(_SECONDS)} (as in 30d, 250ms)")
+        raise InputError(
+            f"time {text!r} is not a number with one of the units {', '.join(_SECONDS)} (as in 30d, 250ms)"
+        )
     return positive(f"time {text!r}", value * _SECONDS[unit], "s")
 
 

@@ -2,9 +2,9 @@
 
 With posterior-mean read-out the mean-square error of a code is E[x²] − Σ_v s(v)²/n(v), where n(v) and s(v) are the mass
 and the first moment of the weights read as v. Moving a cell to another word (or swapping two cells' words) changes n
-and s by a multiple of the difference of two rows of P, so that all words can be tried for a cell at once. One is then drawn
-from the Boltzmann distribution of the scores, a heat bath. (Farvardin, "A study of vector quantization for noisy
-channels", IEEE Trans. Inf. Theory 36, 1990, anneals the same objective with pairwise swaps.)
+and s by a multiple of the difference of two rows of P, so that all words can be tried for a cell at once. One of them
+is then drawn from the Boltzmann distribution of the scores, a heat bath. (Farvardin, "A study of vector quantization
+for noisy channels", IEEE Trans. Inf. Theory 36, 1990, anneals the same objective with pairwise swaps.)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qtaml_onnx.storage.codes import IntArray
 __all__ = ["anneal_assignment"]
 
 _DENSE_BITS = 8  # up to here all words are tried for a cell; beyond, its neighbours and some at random
-_RANDOM = 48
+_RANDOM = 12
 _NEGLIGIBLE = 1e-12  # share of the mass below which a read word's n(v) is rounding noise
 _COOLING = 1e-3  # last temperature over first
 _SWEEPS = (2, 20)

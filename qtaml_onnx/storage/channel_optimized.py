@@ -10,13 +10,14 @@ Inf. Theory 33, 1987). The encoder's costs are lines in x, so that u(x) is the l
 partition, found exactly as the lower convex hull of the points (m1, m2). At high rates most words fall out of use.
 
 The alternation stops in a local optimum that its start decides, above all by the index assignment. So there are several
-starts, and the best is improved by annealing the assignment (:mod:`qtaml_onnx.storage.assignment`): thoroughly once for
-a Gaussian source and each set of rates, which gives one of the starts, and briefly for the tensor at hand.
+starts, and the best is improved by annealing the assignment (:mod:`qtaml_onnx.storage.assignment`): thoroughly once
+for each set of rates on a Gaussian and on a Laplacian source, which gives two of the starts, and briefly for the
+weights at hand.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -41,10 +42,12 @@ __all__ = ["MAX_DESIGN_BITS", "design_channel_optimized"]
 MAX_DESIGN_BITS = 12
 _ATOMS = 8192  # groups of neighbouring weights that the design sees, for each of two ways of grouping
 _TOLERANCE = 1e-7  # relative gain of one alternation at which it has converged
+_GRID_BITS = 10  # 2^10 − 1 points carry boundaries from one source to another
 _PILOT = 25  # alternations that each start gets before the best go on
 _FULL = 300
-_REFERENCE_STEPS = 1500  # annealing steps (one cell moved) of a reference design, a round
-_TENSOR_STEPS = 150  # the same for one tensor
+_REFERENCE_STEPS = (1000, 400)  # annealing steps (one cell moved) a round of a reference, up to 8 bits and beyond
+_REFERENCE_HEATS = (0.02, 0.01, 0.005)  # first temperature of each round, in mean-square errors
+_TENSOR_STEPS, _TENSOR_HEAT = 75, 0.005  # the same for the weights at hand, one round
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,12 @@ def _group(x: FloatArray, importance: FloatArray | None) -> _Source:
     return _Source(first / weight, cumulative, second)
 
 
-def _gaussian_source() -> _Source:
-    x = ndtri((np.arange(4096) + 0.5) / 4096)
-    return _group(x, None)
+@lru_cache(maxsize=1)
+def _standard_sources() -> tuple[_Source, ...]:
+    """Quantiles of the standard Gaussian and Laplacian: weight tensors lie near or between the two."""
+    half = (np.arange(2048) + 0.5) / 4096  # probabilities below the median
+    quantiles = (-ndtri(half), -np.log(2.0 * half) / np.sqrt(2.0))
+    return tuple(_group(np.concatenate([-quantile, quantile]), None) for quantile in quantiles)
 
 
 def _lower_envelope(m1: FloatArray, m2: FloatArray) -> tuple[IntArray, FloatArray]:
@@ -175,38 +181,47 @@ def _companded(source: _Source, bits: int) -> FloatArray:
 
 
 @lru_cache(maxsize=256)
-def _reference(rates: FlipRates) -> _Design:
-    """A thoroughly annealed code of a standard Gaussian source: the start that serves most weight tensors best."""
-    source = _gaussian_source()
-    start = _Design(np.arange(1 << rates.bits), _companded(source, rates.bits), np.inf)
-    design = _alternate(source, rates, start, _FULL)
-    if not rates.is_zero:
-        for seed, heat in enumerate((0.02, 0.01, 0.005)):
-            design = _anneal(source, rates, design, _REFERENCE_STEPS, heat, seed)
-    return design
+def _references(rates: FlipRates) -> tuple[_Design, ...]:
+    """Thoroughly annealed codes of the standard sources: the starts that serve most tensors best."""
+    designs = []
+    for source in _standard_sources():
+        start = _Design(np.arange(1 << rates.bits), _companded(source, rates.bits), np.inf)
+        design = _alternate(source, rates, start, _FULL)
+        if not rates.is_zero:
+            for seed, heat in enumerate(_REFERENCE_HEATS):
+                design = _anneal(source, rates, design, _REFERENCE_STEPS[rates.bits > 8], heat, seed)
+        designs.append(design)
+    return tuple(designs)
 
 
 def _starts(source: _Source, rates: FlipRates) -> list[_Design]:
-    """Encoders to alternate from, the two's complement quantiser among them."""
-    bits, span = rates.bits, max(abs(source.position[0]), abs(source.position[-1]))
-    natural = np.arange(1 << bits)
+    """Encoders to alternate from: two's complement, words in natural order on two sets of cells, and the references.
+
+    The references' boundaries are carried over in the companded domain: to where the weights' cells lie equally dense.
+    """
+    bits = rates.bits
     uniform = uniform_code("twos-complement", bits)
-    reference = _reference(rates)
+    natural, span = np.arange(1 << bits), max(-source.position[0], source.position[-1])
     starts = [
         (uniform.words, uniform.boundaries),
         (natural, _companded(source, bits)),
-        (natural, 0.6 * span * (2.0 * natural[1:] / (1 << bits) - 1.0)),
-        (reference.words, source.mean + np.sqrt(source.variance) * reference.boundaries),
-        (reference.words, _rank_matched(source, reference.boundaries)),
+        (natural, 0.6 * span * (natural[1:] / (1 << (bits - 1)) - 1.0)),
     ]
+    grid = _companded(source, _GRID_BITS)
+    for standard, design in zip(_standard_sources(), _references(rates), strict=True):
+        carried = np.interp(design.boundaries, _companded(standard, _GRID_BITS), grid)
+        starts.append((design.words, carried))
     return [_Design(words, boundaries, np.inf) for words, boundaries in starts]
 
 
-def _rank_matched(source: _Source, boundaries: FloatArray) -> FloatArray:
-    """Boundaries of the standard Gaussian carried over to the weights in the companded domain of both."""
-    fine = min(MAX_DESIGN_BITS, 10)
-    matched = np.interp(boundaries, _companded(_gaussian_source(), fine), _companded(source, fine))
-    return np.asarray(matched, dtype=np.float64)
+def _search(source: _Source, rates: FlipRates) -> _Design:
+    """The best encoder found: every start for a while, the two best to the end, then a short annealing."""
+    if source.position[0] == source.position[-1]:  # all weights are equal: one cell, any word
+        return _Design(np.zeros(1, dtype=np.int64), np.empty(0), 0.0)
+    pilots = [_alternate(source, rates, start, _PILOT) for start in _starts(source, rates)]
+    pilots.sort(key=lambda pilot: pilot.mse)
+    design = min((_alternate(source, rates, pilot, _FULL) for pilot in pilots[:2]), key=lambda d: d.mse)
+    return design if rates.is_zero else _anneal(source, rates, design, _TENSOR_STEPS, _TENSOR_HEAT, 0)
 
 
 def design_channel_optimized(
@@ -248,25 +263,13 @@ def design_channel_optimized(
         flat = flat.astype(np.float64)
     weight = None if importance is None else np.ravel(np.broadcast_to(np.asarray(importance, np.float64), values.shape))
     source = _group(flat, weight)
-    if source.position[0] == source.position[-1]:  # all weights equal: any word reads as their value
-        code = Code(
-            "channel-optimized", bits, np.empty(0), np.zeros(1, np.int64), np.full(1 << bits, source.position[0])
-        )
-    else:
-        pilots = sorted(
-            (_alternate(source, rates, start, _PILOT) for start in _starts(source, rates)), key=lambda d: d.mse
-        )
-        design = min((_alternate(source, rates, pilot, _FULL) for pilot in pilots[:2]), key=lambda d: d.mse)
-        if not rates.is_zero:
-            design = _anneal(source, rates, design, _TENSOR_STEPS, 0.003, 0)
-        cells = source.cells(design.boundaries)
-        sums = _scatter(design.words, cells, 1 << bits)
-        levels = posterior_table(rates, *sums)
-        used = sums[0] > 0.0
-        levels[used] = sums[1, used] / sums[0, used]
-        code = Code("channel-optimized", bits, design.boundaries, design.words, levels)
+    design = _search(source, rates)
+    code = Code("channel-optimized", bits, design.boundaries, design.words, np.zeros(1 << bits))
     sums_of_code = word_sums(code, values, importance)
     readout = posterior_mean(code, rates, sums_of_code)
+    levels, used = readout.table.copy(), sums_of_code.count > 0.0
+    levels[used] = sums_of_code.first[used] / sums_of_code.count[used]
+    code = replace(code, levels=levels)
     fallback = posterior_mean(baseline, rates, baseline_sums)
     error, limit = error_moments(readout, rates, sums_of_code).mse, error_moments(fallback, rates, baseline_sums).mse
     if error > limit:

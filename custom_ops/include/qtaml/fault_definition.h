@@ -1,4 +1,4 @@
-// Constants and scalar building blocks of the result of qtaml::FaultInject, version 1. The definition, which is public
+// Constants of the result of qtaml::FaultInject, version 1. The definition, which is public
 // and frozen, stands word for word at the top of qtaml_onnx/fault_inject.py; in short:
 //
 //   - words of W = 8, 16 or 32 bits in chunks of 16384 (c) and blocks of 512; plane 0 is the least significant;
@@ -27,26 +27,9 @@ inline constexpr unsigned kFirstOctave = 7, kLastOctave = 63;
 
 enum Kind : uint32_t { kSeedRows = 0, kTrailingBits = 1, kHitCount = 2, kHits = 3 };
 
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+inline constexpr unsigned kPhiloxRounds = 10;
 inline constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53, kPhiloxMultiplier1 = 0xCD9E8D57;
 inline constexpr uint32_t kPhiloxWeyl0 = 0x9E3779B9, kPhiloxWeyl1 = 0xBB67AE85;
-
-struct Halves {
-  uint64_t h[2];
-};
-
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
-static inline Halves philox(uint64_t key, uint32_t x0, uint32_t x1, uint32_t x2, uint32_t x3) {
-  uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = uint64_t{kPhiloxMultiplier0} * x0, p1 = uint64_t{kPhiloxMultiplier1} * x2;
-    x0 = static_cast<uint32_t>(p1 >> 32) ^ x1 ^ k0;
-    x1 = static_cast<uint32_t>(p1);
-    x2 = static_cast<uint32_t>(p0 >> 32) ^ x3 ^ k1;
-    x3 = static_cast<uint32_t>(p0);
-    k0 += kPhiloxWeyl0;
-    k1 += kPhiloxWeyl1;
-  }
-  return {{x0 | uint64_t{x1} << 32, x2 | uint64_t{x3} << 32}};
-}
 
 }  // namespace qtaml

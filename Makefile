@@ -1,0 +1,63 @@
+# Every target makes what it needs: Python 3.11 or newer, a C++17 compiler and make are enough.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+SOURCES := $(shell find qtaml_onnx passes custom_ops -type f ! -path '*/__pycache__/*' ! -path '*/lib/*' 2>/dev/null) pyproject.toml
+
+DIGITS := examples/digits
+DEMO_RATE := 0.05
+
+.PHONY: demo test test-all lint format bench wheel clean
+
+demo: $(STAMP)
+	@mkdir -p out
+	@echo "Hardening $(DIGITS)/digits_cnn.onnx for a memory in which every bit flips with probability $(DEMO_RATE)"
+	@$(BIN)/qtaml-onnx harden $(DIGITS)/digits_cnn.onnx -o out/digits_cnn.onnx --flip-rate $(DEMO_RATE) \
+		--eval $(DIGITS)/digits_eval.npz --calibration $(DIGITS)/digits_calibration.npz
+
+test: $(VENV)/.test
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(VENV)/.test
+	$(BIN)/pytest
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/typecheck && mkdir -p build/typecheck
+	cp -RL qtaml_onnx build/typecheck/qtaml_onnx && rm -rf build/typecheck/qtaml_onnx/passes
+	cp -R passes build/typecheck/qtaml_onnx/passes
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p qtaml_onnx
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.test
+	@mkdir -p out
+	for script in benchmarks/*.py; do $(BIN)/python $$script --out out/$$(basename $$script .py).json || exit 1; done
+
+wheel: $(STAMP)
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("qtaml-onnx needs Python 3.11 or newer; set PYTHON=") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+# The package is installed, not run from the tree: what is tested is what a user gets.
+$(STAMP): $(SOURCES) | $(VENV)/bin/python
+	$(BIN)/pip install --quiet .
+	@touch $@
+
+$(VENV)/.test: $(STAMP) pyproject.toml
+	$(BIN)/pip install --quiet '.[test]'
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.test
+	$(BIN)/pip install --quiet '.[test,lint]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist out

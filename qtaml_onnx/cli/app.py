@@ -1,0 +1,88 @@
+"""Puts the commands together, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+import typer
+
+from qtaml_onnx import __version__
+from qtaml_onnx.cli.device import device_app
+from qtaml_onnx.cli.evaluate import evaluate
+from qtaml_onnx.cli.harden import harden
+from qtaml_onnx.cli.inject import inject
+from qtaml_onnx.cli.inspect import inspect
+from qtaml_onnx.cli.report import report
+from qtaml_onnx.cli.verify import verify
+from qtaml_onnx.errors import GateError, QtamlError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="qtaml-onnx",
+    help="Make ONNX models survive bit flips of their stored weights: model the physics, inject, harden, prove.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (harden, inject, evaluate, inspect, verify, report):
+    app.command()(command)
+app.add_typer(device_app, name="device")
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"qtaml-onnx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    pass
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        args: Arguments without the program's name; those of the process if None.
+
+    Returns:
+        0 done, 1 a gate was not met, 2 bad input or usage, 130 interrupted.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    warnings.showwarning = _show_warning
+    try:
+        code = app(args, standalone_mode=False)
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        print("qtaml-onnx: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    except typer.TyperException as error:
+        message = " ".join(error.format_message().split())
+        return _fail(message or "give a command; see qtaml-onnx --help", 2)
+    except GateError as error:
+        return _fail(str(error), 1)
+    except QtamlError as error:
+        return _fail(str(error), 2)
+    except MemoryError:
+        return _fail("not enough memory for this model; close other programs or use a larger machine", 2)
+    except OSError as error:
+        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}; check space and permissions", 2)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    line = " ".join(message.split())
+    print(f"qtaml-onnx: error: {line}", file=sys.stderr)
+    return code
+
+
+def _show_warning(message: Warning | str, *_details: object, **_more: object) -> None:
+    print(f"qtaml-onnx: warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -1,0 +1,134 @@
+"""`qtaml-onnx harden`: the main job."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import onnx_ir as ir
+import typer
+
+from qtaml_onnx.cli import options as o
+from qtaml_onnx.cli.show import TerminalProgress, print_warnings, summary
+from qtaml_onnx.data import input_specs, load_dataset
+from qtaml_onnx.errors import InputError
+from qtaml_onnx.fault_model import fault_model
+from qtaml_onnx.harden import DEFAULT_METHOD, HardenOptions, HardenResult, harden_source
+from qtaml_onnx.methods import METHODS
+from qtaml_onnx.modelio import OutputSet, check_output_path, load_model, save_model
+from qtaml_onnx.physics import parse_duration
+from qtaml_onnx.report import Report, render_html
+from qtaml_onnx.report.schema import Output
+
+__all__ = ["harden"]
+
+_METHODS = "; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
+
+
+def harden(
+    model: o.ModelPath,
+    output: o.OutputPath,
+    flip_rate: o.FlipRate = None,
+    p01: o.P01 = None,
+    p10: o.P10 = None,
+    plane_rates: o.PlaneRates = None,
+    device: o.Device = None,
+    retention: o.Retention = None,
+    margin: o.Margin = 1.0,
+    method: Annotated[str, typer.Option("--method", help=f"{_METHODS}.")] = DEFAULT_METHOD,
+    bits: o.Bits = 8,
+    budget: Annotated[float, typer.Option("--budget", help="Most protected bits, as a fraction of all.")] = 0.0,
+    target: Annotated[
+        float | None,
+        typer.Option("--target", help="Find the smallest budget that keeps this share of the clean metric."),
+    ] = None,
+    per_tensor_scales: o.PerTensor = False,
+    include: o.Include = None,
+    exclude: o.Exclude = None,
+    emit_faulty: Annotated[
+        Path | None, typer.Option("--emit-faulty", help="Also write the instrumented model here.")
+    ] = None,
+    fail_under: Annotated[
+        float | None, typer.Option("--fail-under", help="Exit 1 if less than this share of clean is kept.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide and measure, write nothing.")] = False,
+    calibration: o.Calibration = None,
+    evaluation: o.Evaluation = None,
+    trials: o.Trials = 20,
+    seed: o.Seed = 0,
+    workers: o.Workers = 1,
+    confidence: o.Confidence = 0.95,
+    json: o.Json = False,
+    no_html: Annotated[bool, typer.Option("--no-html", help="No HTML report.")] = False,
+    verbose: o.Verbose = 0,
+    quiet: o.Quiet = False,
+) -> None:
+    """Harden a model: hardened model, storage plan and report.
+
+    The hardened model is plain ONNX for stock onnxruntime, with nothing added at inference. Beside OUT.onnx it writes
+    OUT.plan.json, OUT.report.json and OUT.report.html.
+
+    Example: qtaml-onnx harden net.onnx -o safe.onnx --flip-rate 0.05 --eval test.npz --calibration train.npz
+    """
+    o.set_verbosity(verbose, quiet)
+    if output.suffix != ".onnx":
+        raise InputError(f"output {output} does not end in .onnx; name the hardened model OUT.onnx")
+    for path in (output, *([emit_faulty] if emit_faulty else [])):
+        if not dry_run:
+            check_output_path(path, model)
+    if emit_faulty is not None and emit_faulty.absolute() == output.absolute():
+        raise InputError("--emit-faulty and -o name the same file; give two")
+    chosen = HardenOptions(
+        method, bits, budget, target, per_tensor_scales, include or (), exclude or (), trials, seed, workers,
+        confidence, fail_under,
+    )  # fmt: skip
+    chosen.check(evaluation is not None)
+    faults = fault_model(
+        bits=max(bits, 8),
+        flip_rate=flip_rate,
+        p01=p01,
+        p10=p10,
+        plane_rates=plane_rates,
+        device=device,
+        retention_s=parse_duration(retention) if retention is not None else None,
+        margin=margin,
+    )
+    source = load_model(model)
+    specs = input_specs(source.model)
+    result = harden_source(
+        source,
+        faults,
+        chosen,
+        calibration=load_dataset(calibration, specs, "--calibration") if calibration else None,
+        evaluation=load_dataset(evaluation, specs, "--eval") if evaluation else None,
+        progress=TerminalProgress(quiet or json),
+        command=shlex.join(["qtaml-onnx", *sys.argv[1:]]),
+    )
+    report = result.report if dry_run else _write(result, output, emit_faulty, not no_html)
+    print_warnings(report.warnings, quiet)
+    if json:
+        print(report.to_json(), end="")
+    elif not quiet:
+        summary(report)
+        if not dry_run:
+            print(f"hardened model {output}")
+            print(f"report {output.with_suffix('.report.json' if no_html else '.report.html')}")
+    result.gate()
+
+
+def _write(result: HardenResult, output: Path, emit_faulty: Path | None, html: bool) -> Report:
+    """Writes all files or none, and gives the report with the hardened model's hash."""
+    with OutputSet() as outputs:
+        save_model(result.model, outputs, output)
+        digest = hashlib.sha256(ir.to_proto(result.model).SerializeToString(deterministic=True)).hexdigest()
+        report = result.report.model_copy(update={"output": Output(path=str(output), sha256=digest)})
+        outputs.add_text(output.with_suffix(".plan.json"), result.plan.to_json())
+        outputs.add_text(output.with_suffix(".report.json"), report.to_json())
+        if html:
+            outputs.add_text(output.with_suffix(".report.html"), render_html(report, result.plan))
+        if emit_faulty is not None:
+            save_model(result.faulty, outputs, emit_faulty)
+    return report

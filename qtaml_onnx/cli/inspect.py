@@ -1,0 +1,109 @@
+"""`qtaml-onnx inspect`: what is stored where."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from qtaml_onnx.cli import options as o
+from qtaml_onnx.cli.show import TerminalProgress, console, print_warnings
+from qtaml_onnx.data import input_specs, load_dataset, synthetic_dataset
+from qtaml_onnx.modelio import load_model
+from qtaml_onnx.passes.fold_weights import FoldWeights
+from qtaml_onnx.plan import FaultModel
+from qtaml_onnx.planner import Planner
+from qtaml_onnx.sensitivity import measure_sensitivity
+from qtaml_onnx.weights import find_weights
+
+__all__ = ["inspect"]
+
+_PROBES = 3
+
+
+def inspect(
+    model: o.ModelPath,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Probe how much noise in each tensor matters at the outputs.")
+    ] = False,
+    include: o.Include = None,
+    exclude: o.Exclude = None,
+    calibration: o.Calibration = None,
+    seed: o.Seed = 0,
+    json: o.Json = False,
+    verbose: o.Verbose = 0,
+    quiet: o.Quiet = False,
+) -> None:
+    """List the weights, their ranges, and what is left out and why.
+
+    Example: qtaml-onnx inspect net.onnx --sensitivity --calibration train.npz
+    """
+    o.set_verbosity(verbose, quiet)
+    source = load_model(model)
+    FoldWeights()(source.model)
+    inventory = find_weights(source.model).select(include, exclude)
+    planner = Planner(source, inventory, FaultModel(p01=(0.0,) * 8, p10=(0.0,) * 8))
+    warnings: list[str] = []
+    if (sensitivity or calibration is not None) and planner.tensors:
+        specs = input_specs(source.model)
+        if calibration is not None:
+            data = load_dataset(calibration, specs, "--calibration").head(128)
+        else:
+            data = synthetic_dataset(specs, 8, seed)
+            warnings.append("no calibration data: sensitivity is measured on synthetic inputs; give --calibration")
+        with TerminalProgress(quiet or json).steps("probe sensitivity", _PROBES * len(planner.tensors)) as step:
+            planner.sensitivity = measure_sensitivity(
+                source.model, planner.probe_weights, data, probes=_PROBES, seed=seed, progress=step
+            )
+    energy = planner.sensitivity.energy if planner.sensitivity else {}
+    rows = [
+        {
+            "name": tensor.weight.name,
+            "op_type": tensor.weight.op_type,
+            "shape": list(tensor.weight.shape),
+            "dtype": tensor.weight.dtype.name,
+            "weights": tensor.weight.size,
+            "max_abs": float(np.abs(tensor.values.astype(np.float32)).max()),
+            "rms": float(np.sqrt(np.mean(tensor.values.astype(np.float64) ** 2))),
+            "channels": int(tensor.scales.size),
+            "channel_range": [float(tensor.scales.min()), float(tensor.scales.max())],
+            "sensitivity": energy.get(tensor.weight.name),
+        }
+        for tensor in planner.tensors
+    ]
+    left_out = [{"name": item.name, "reason": item.reason} for item in inventory.left_out]
+    print_warnings(warnings, quiet)
+    if json:
+        print(
+            o.to_json(
+                {
+                    "path": str(model),
+                    "sha256": source.sha256,
+                    "opset": source.opset,
+                    "ir_version": source.model.ir_version,
+                    "tensors": rows,
+                    "left_out": left_out,
+                    "warnings": warnings,
+                }
+            )
+        )
+        return
+    table = Table(show_edge=False, pad_edge=False)
+    for title, justify in (
+        ("weight", "left"), ("operator", "left"), ("shape", "left"), ("type", "left"), ("weights", "right"),
+        ("largest", "right"), ("rms", "right"), ("scales", "right"), *((("sensitivity", "right"),) if energy else ()),
+    ):  # fmt: skip
+        table.add_column(title, justify="right" if justify == "right" else "left", no_wrap=title != "weight", overflow="fold")
+    for row in rows:
+        table.add_row(
+            row["name"], row["op_type"], "×".join(map(str, row["shape"])), row["dtype"], str(row["weights"]),
+            f"{row['max_abs']:.4g}", f"{row['rms']:.4g}", str(row["channels"]),
+            *([f"{row['sensitivity']:.3g}"] if energy else []),
+        )  # fmt: skip
+    out = console()
+    out.print(table, markup=False)
+    out.print(f"{len(rows)} tensors, {sum(int(row['weights']) for row in rows)} weights; left out: {len(left_out)}")
+    for item in left_out:
+        out.print(f"  {item['name']}: {item['reason']}", markup=False)

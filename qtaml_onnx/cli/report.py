@@ -1,0 +1,33 @@
+"""`qtaml-onnx report`: rebuild the HTML page from report.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qtaml_onnx.cli import options as o
+from qtaml_onnx.modelio import OutputSet, check_output_path
+from qtaml_onnx.plan import read_plan
+from qtaml_onnx.report import read_report, render_html
+
+__all__ = ["report"]
+
+_SUFFIX = ".report.json"
+
+
+def report(
+    source: Annotated[Path, typer.Argument(metavar="REPORT.json", help="A report.json.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.", show_default=False)],
+    quiet: o.Quiet = False,
+) -> None:
+    """Rebuild the HTML report. The plan beside the report, if there is one, adds the pictures of codes."""
+    check_output_path(output, source)
+    read = read_report(source)
+    beside = source.with_name(source.name.removesuffix(_SUFFIX) + ".plan.json")
+    plan = read_plan(beside) if source.name.endswith(_SUFFIX) and beside.is_file() else None
+    with OutputSet() as outputs:
+        outputs.add_text(output, render_html(read, plan))
+    if not quiet:
+        print(f"report {output}")

@@ -1,0 +1,312 @@
+"""The main job: from a model and flip rates to a hardened model, its plan and its report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from qtaml_onnx import __version__
+from qtaml_onnx.campaign import Campaign, Result, Variant
+from qtaml_onnx.channel import FlipRates
+from qtaml_onnx.data import Dataset, input_specs, load_dataset, synthetic_dataset
+from qtaml_onnx.errors import GateError, InputError
+from qtaml_onnx.methods import METHODS, Method, method_named
+from qtaml_onnx.modelio import SourceModel, load_model
+from qtaml_onnx.passes.inject_faults import InjectFaults
+from qtaml_onnx.passes.store_weights import StoreWeights
+from qtaml_onnx.plan import FaultModel, StoragePlan
+from qtaml_onnx.planner import Allocation, Planner, prepare
+from qtaml_onnx.progress import Progress, Silent
+from qtaml_onnx.report.build import build_report
+from qtaml_onnx.report.schema import Report
+from qtaml_onnx.sensitivity import measure_sensitivity
+
+__all__ = ["HardenOptions", "HardenResult", "harden", "harden_source"]
+
+DEFAULT_METHOD = "posterior-mean"
+PROBES = 3
+_CALIBRATION_SAMPLES = 128
+_SYNTHETIC_SAMPLES = 8
+_SEARCH_SAMPLES = 1000
+"""Samples that a search for the smallest budget looks at; the final figures use all."""
+
+
+@dataclass(frozen=True)
+class HardenOptions:
+    """How to harden.
+
+    Attributes:
+        method: See `qtaml_onnx.methods.METHODS`.
+        bits: Word length of float weights.
+        budget: Most protected bits, as a fraction of all weight bits.
+        target: Instead of a budget: the share of the clean metric to keep at the smallest budget; needs evaluation data.
+        per_tensor_scales: One scale a tensor in place of one an output channel.
+        include: Patterns of weights to harden; all if empty.
+        exclude: Patterns of weights to leave alone.
+        trials: Trials a rate when evaluating.
+        seed: Of probes, synthetic inputs and trials.
+        workers: Processes of the campaign.
+        confidence: Of the intervals.
+        fail_under: Share of the clean metric below which `HardenResult.gate` fails.
+    """
+
+    method: str = DEFAULT_METHOD
+    bits: int = 8
+    budget: float = 0.0
+    target: float | None = None
+    per_tensor_scales: bool = False
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    trials: int = 20
+    seed: int = 0
+    workers: int = 1
+    confidence: float = 0.95
+    fail_under: float | None = None
+
+    def check(self, has_evaluation: bool) -> Method:
+        """The method; raises InputError for options out of range or that do not go together."""
+        method = method_named(self.method)
+        if not 0 <= self.budget <= 1:
+            raise InputError(f"--budget {self.budget:g} is not a fraction; give one from 0 to 1")
+        for name, value in (("--target", self.target), ("--fail-under", self.fail_under)):
+            if value is None:
+                continue
+            if not 0 < value <= 1:
+                raise InputError(f"{name} {value:g} is not a share of the clean metric; give one above 0 and up to 1")
+            if not has_evaluation:
+                raise InputError(f"{name} needs data to measure on; add --eval FILE.npz")
+        if self.target is not None and self.trials < 2:
+            raise InputError("--target compares intervals, which one trial does not have; give --trials 2 or more")
+        if self.target is not None and self.budget:
+            raise InputError("--budget and --target exclude each other; give one")
+        if not 2 <= self.bits <= 8:
+            raise InputError(f"--bits {self.bits} is out of range; word lengths from 2 to 8 are stored")
+        return method
+
+
+@dataclass(frozen=True)
+class HardenResult:
+    """What hardening gives.
+
+    Attributes:
+        model: The hardened model: standard operators, stored words, a read-out that folds at load.
+        faulty: The same model with fault operators.
+        plan: The decision.
+        report: What was decided, predicted and measured.
+    """
+
+    model: ir.Model
+    faulty: ir.Model
+    plan: StoragePlan
+    report: Report
+    fail_under: float | None = field(default=None)
+
+    def gate(self) -> None:
+        """Raises GateError if the hardened model keeps less than `fail_under` of the clean metric."""
+        if self.fail_under is None or self.report.evaluation is None:
+            return
+        mean = {(r.variant, r.flip_rate > 0): r.mean for r in self.report.evaluation.results}
+        kept = mean["hardened", True] / mean["clean", False] if mean["clean", False] else 0.0
+        if kept < self.fail_under:
+            raise GateError(
+                f"the hardened model keeps {kept:.4f} of the clean metric, less than --fail-under {self.fail_under:g}; "
+                "raise --budget or take a better --method"
+            )
+
+
+def harden(
+    model: str | os.PathLike[str],
+    rates: FlipRates | FaultModel | float,
+    *,
+    calibration: str | os.PathLike[str] | Dataset | None = None,
+    evaluation: str | os.PathLike[str] | Dataset | None = None,
+    progress: Progress | None = None,
+    **options: object,
+) -> HardenResult:
+    """Hardens an ONNX model against bit flips of its stored weights.
+
+    Args:
+        model: Path of the model; the file is not changed.
+        rates: A flip rate for all bits, rates a plane, or a fault model.
+        calibration: `.npz` file or dataset of inputs without labels; synthetic inputs if None.
+        evaluation: `.npz` file or dataset to measure on; nothing is measured if None.
+        progress: Shows progress.
+        **options: Fields of `HardenOptions`.
+
+    Raises:
+        InputError: if the model, the data or an option is unfit.
+        GateError: if `target` cannot be met even with every bit protected.
+    """
+    chosen = HardenOptions(**options)  # type: ignore[arg-type]
+    chosen.check(evaluation is not None)
+    source = load_model(model)
+    specs = input_specs(source.model)
+    read = {
+        option: load_dataset(Path(data), specs, option) if data is not None and not isinstance(data, Dataset) else data
+        for option, data in (("--calibration", calibration), ("--eval", evaluation))
+    }
+    return harden_source(
+        source,
+        _fault_model(rates, chosen.bits),
+        chosen,
+        calibration=read["--calibration"],
+        evaluation=read["--eval"],
+        progress=progress or Silent(),
+    )
+
+
+def _fault_model(rates: FlipRates | FaultModel | float, bits: int) -> FaultModel:
+    if isinstance(rates, FaultModel):
+        return rates
+    if not isinstance(rates, FlipRates):
+        rates = FlipRates.uniform(float(rates), max(bits, 8))
+    return FaultModel(p01=rates.p01, p10=rates.p10)
+
+
+def harden_source(
+    source: SourceModel,
+    fault_model: FaultModel,
+    options: HardenOptions,
+    *,
+    calibration: Dataset | None,
+    evaluation: Dataset | None,
+    progress: Progress,
+    command: str | None = None,
+) -> HardenResult:
+    """`harden` on what was read already; see there."""
+    method = options.check(evaluation is not None)
+    original = ir.to_proto(source.model) if evaluation is not None else None
+    inventory = prepare(source, list(options.include), list(options.exclude))
+    planner = Planner(
+        source, inventory, fault_model, bits=options.bits, per_tensor_scales=options.per_tensor_scales
+    )
+    warnings: list[str] = []
+    if method.needs_sensitivity:
+        _probe(planner, calibration, options.seed, progress, warnings)
+    with progress.steps(f"design {method.name}", len(planner.tensors)) as step:
+        planner.designs(method, step)
+    results: list[Result] = []
+    if original is None or evaluation is None:
+        plan = planner.plan(method, planner.within(method, options.budget))
+        campaign = None
+    else:
+        campaign = _campaign(evaluation, options)
+        plan = _choose(planner, method, original, evaluation, options, progress)
+        results = _evaluate(planner, plan, original, campaign, progress)
+    hardened, faulty = carry_out(source, plan)
+    return HardenResult(
+        hardened,
+        faulty,
+        plan,
+        build_report(source, planner, method, plan, campaign, results, warnings, command),
+        options.fail_under,
+    )
+
+
+def carry_out(source: SourceModel, plan: StoragePlan) -> tuple[ir.Model, ir.Model]:
+    """The hardened model of a plan and its instrumented twin, both new; the source's weights must be folded."""
+    hardened = source.model.clone()
+    StoreWeights(plan)(hardened)
+    hardened.metadata_props["qtaml_onnx.version"] = __version__
+    hardened.metadata_props["qtaml_onnx.plan_sha256"] = plan.sha256
+    hardened.metadata_props["qtaml_onnx.source_sha256"] = source.sha256
+    faulty = hardened.clone()
+    InjectFaults(plan)(faulty)
+    return hardened, faulty
+
+
+def _probe(
+    planner: Planner, calibration: Dataset | None, seed: int, progress: Progress, warnings: list[str]
+) -> None:
+    data = calibration.head(_CALIBRATION_SAMPLES) if calibration is not None else None
+    if data is None:
+        data = synthetic_dataset(input_specs(planner.source.model), _SYNTHETIC_SAMPLES, seed)
+        warnings.append(
+            "no calibration data: sensitivity was measured on synthetic inputs, which may misjudge the tensors; "
+            "give --calibration FILE.npz"
+        )
+    with progress.steps("probe sensitivity", PROBES * len(planner.tensors)) as step:
+        try:
+            planner.sensitivity = measure_sensitivity(
+                planner.source.model, planner.probe_weights, data, probes=PROBES, seed=seed, progress=step
+            )
+        except InputError as error:
+            if calibration is not None:
+                raise
+            warnings.append(f"synthetic inputs do not run ({error}); tensors are weighed by their magnitude instead")
+            return
+    if not any(planner.sensitivity.energy.values()):
+        warnings.append("noise in the weights does not reach the outputs; tensors are weighed by their magnitude instead")
+
+
+def _campaign(data: Dataset, options: HardenOptions) -> Campaign:
+    return Campaign(
+        data, trials=options.trials, seed=options.seed, confidence=options.confidence, workers=options.workers
+    )
+
+
+def _choose(
+    planner: Planner,
+    method: Method,
+    original: onnx.ModelProto,
+    evaluation: Dataset,
+    options: HardenOptions,
+    progress: Progress,
+) -> StoragePlan:
+    """The plan within the budget, or the cheapest one that meets the target.
+
+    The target is met where the lower end of the confidence interval over trials reaches it, on the same seeds for all
+    candidates; more protection never hurts, so that bisection finds the cheapest.
+    """
+    if options.target is None:
+        return planner.plan(method, planner.within(method, options.budget))
+    campaign = _campaign(evaluation.head(_SEARCH_SAMPLES), options)
+    wanted = options.target * campaign.measure_clean(original).interval.mean
+    sequence = planner.sequence(method)
+    steps = max(1, (len(sequence) - 1).bit_length()) + 1
+    low, high = 0, len(sequence) - 1
+
+    with progress.steps("search the smallest budget", steps * options.trials) as step:
+
+        def met(allocation: Allocation) -> bool:
+            plan = planner.plan(method, allocation)
+            _hardened, faulty = carry_out(planner.source, plan)
+            variant = Variant("hardened", ir.to_proto(faulty))
+            interval = campaign.measure_faulty(variant, [planner.rates], progress=step)[0].interval
+            return interval.low >= wanted
+
+        if not met(sequence[high]):
+            raise GateError(
+                f"--target {options.target:g} cannot be met: even with every bit protected, {options.bits}-bit weights "
+                "keep less of the clean metric; take longer words with --bits or a lower target"
+            )
+        while low < high:
+            middle = (low + high) // 2
+            if met(sequence[middle]):
+                high = middle
+            else:
+                low = middle + 1
+    return planner.plan(method, sequence[high])
+
+
+def _evaluate(
+    planner: Planner, plan: StoragePlan, original: onnx.ModelProto, campaign: Campaign, progress: Progress
+) -> list[Result]:
+    """Clean, quantised, unprotected and hardened, the last two under the designed rates with the same seeds."""
+    baseline = METHODS["none"]
+    plain = planner.plan(baseline, (0,) * len(planner.tensors))
+    results = [campaign.measure_clean(original)]
+    quantised, unprotected = carry_out(planner.source, plain)
+    results.append(campaign.measure_fixed(Variant("quantized", ir.to_proto(quantised))))
+    hardened, faulty = carry_out(planner.source, plan)
+    results.append(campaign.measure_fixed(Variant("hardened", ir.to_proto(hardened))))
+    with progress.steps("Monte-Carlo trials", 2 * campaign.trials) as step:
+        for name, model in (("unprotected", unprotected), ("hardened", faulty)):
+            variant = Variant(name, ir.to_proto(model))
+            results += campaign.measure_faulty(variant, [planner.rates], progress=step)
+    return results

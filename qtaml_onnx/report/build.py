@@ -1,0 +1,170 @@
+"""Puts a plan, a prediction and the results of a campaign into a report. Nothing is measured or decided here."""
+
+from __future__ import annotations
+
+import math
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from qtaml_onnx import __version__
+from qtaml_onnx.campaign import Campaign, Result
+from qtaml_onnx.campaign.trials import SESSION_LEVEL
+from qtaml_onnx.methods import METHODS, Method
+from qtaml_onnx.modelio import SourceModel
+from qtaml_onnx.plan import StoragePlan, TensorPlan
+from qtaml_onnx.planner import Planner
+from qtaml_onnx.report.schema import (
+    Environment,
+    Evaluation,
+    EvaluationResult,
+    FaultModelSection,
+    LeftOutSection,
+    Prediction,
+    Report,
+    Source,
+    Storage,
+    TensorSection,
+    Tool,
+)
+
+__all__ = ["build_report", "evaluation_section", "environment"]
+
+SATURATION_LEVEL = 0.08
+"""Relative output noise energy at which overheads are compared: about where the zoo networks keep 95 % of clean."""
+
+
+def build_report(
+    source: SourceModel,
+    planner: Planner,
+    method: Method,
+    plan: StoragePlan,
+    campaign: Campaign | None,
+    results: list[Result],
+    warnings: list[str],
+    command: str | None,
+) -> Report:
+    """The report of one hardening; `output` is filled in when the model is written."""
+    return Report(
+        tool=Tool(version=__version__),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        source=Source(
+            path=str(source.path),
+            sha256=source.sha256,
+            opset=source.opset,
+            ir_version=source.model.ir_version,
+            parameters=sum(tensor.size for tensor in plan.tensors),
+        ),
+        output=None,
+        fault_model=FaultModelSection(
+            p01=list(plan.fault_model.p01),
+            p10=list(plan.fault_model.p10),
+            device=plan.fault_model.device,
+            margin=plan.fault_model.margin,
+        ),
+        method=plan.method,
+        storage=storage_section(plan),
+        tensors=[_tensor(tensor) for tensor in plan.tensors],
+        left_out=[LeftOutSection(name=item.name, reason=item.reason) for item in plan.left_out],
+        prediction=_prediction(planner, method, plan),
+        evaluation=evaluation_section(campaign, results) if campaign is not None else None,
+        environment=environment(),
+        warnings=warnings,
+    )
+
+
+def storage_section(plan: StoragePlan) -> Storage:
+    """The ledger of a plan."""
+    weights = sum(tensor.size for tensor in plan.tensors)
+    total = plan.weight_bits + plan.parity_bits + plan.metadata_bits
+    return Storage(
+        weights=weights,
+        weight_bits=plan.weight_bits,
+        protected_bits=plan.protected_bits,
+        protected_fraction=plan.protected_fraction,
+        parity_bits=plan.parity_bits,
+        metadata_bits=plan.metadata_bits,
+        bits_per_weight=total / weights if weights else 0.0,
+        protection=plan.protection,
+    )
+
+
+def _tensor(tensor: TensorPlan) -> TensorSection:
+    ratio = tensor.noise / tensor.signal if tensor.signal > 0 else 0.0
+    return TensorSection(
+        name=tensor.name,
+        op_type=tensor.op_type,
+        shape=list(tensor.shape),
+        bits=tensor.bits,
+        code=tensor.code.kind,
+        readout=tensor.readout,
+        bias_correction=tensor.bias is not None,
+        protected_planes=list(tensor.protected_planes),
+        sensitivity=tensor.sensitivity,
+        noise_to_signal_db=10 * math.log10(ratio) if ratio > 0 else None,
+    )
+
+
+def _prediction(planner: Planner, method: Method, plan: StoragePlan) -> Prediction:
+    sensitivity = planner.sensitivity
+    if sensitivity is None or not sensitivity.output_energy or plan.noise_energy is None:
+        return Prediction(noise_energy=None, saturation_ratio=None)
+    limit = SATURATION_LEVEL * sensitivity.output_energy
+    uniform = planner.smallest_overhead(METHODS["uniform-msp"], limit)
+    own = planner.smallest_overhead(method, limit)
+    return Prediction(
+        noise_energy=plan.noise_energy / sensitivity.output_energy,
+        saturation_ratio=uniform / own if uniform is not None and own else None,
+        saturation_level=SATURATION_LEVEL,
+    )
+
+
+def evaluation_section(campaign: Campaign, results: list[Result]) -> Evaluation:
+    """What a campaign measured."""
+    metric = campaign.metric
+    return Evaluation(
+        metric=metric.name if metric is not None else "",
+        data=Path(campaign.data.source).name,
+        samples=len(campaign.data),
+        trials=campaign.trials,
+        seed=campaign.seed,
+        confidence=campaign.confidence,
+        results=[
+            EvaluationResult.model_validate(
+                {
+                    "variant": result.variant,
+                    "flip_rate": result.flip_rate,
+                    "mean": result.interval.mean,
+                    "ci_low": result.interval.low,
+                    "ci_high": result.interval.high,
+                    "trials": len(result.values),
+                    "interval": result.interval.method,
+                    "label": result.label,
+                }
+            )
+            for result in results
+        ],
+    )
+
+
+def environment() -> Environment:
+    """Where figures were measured."""
+    return Environment(
+        onnxruntime=ort.__version__,
+        numpy=np.__version__,
+        cpu=_cpu(),
+        session_options={"graph_optimization_level": SESSION_LEVEL, "providers": "CPUExecutionProvider"},
+    )
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,84 @@
+"""Models as a campaign meets them: plain, hardened with a plan beside them, or instrumented already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qtaml_onnx.errors import InputError
+from qtaml_onnx.harden import carry_out
+from qtaml_onnx.methods import METHODS
+from qtaml_onnx.modelio import SourceModel, load_model
+from qtaml_onnx.passes.inject_faults import SEED_INPUT, InjectFaults
+from qtaml_onnx.plan import FaultModel, StoragePlan, read_plan
+from qtaml_onnx.planner import Planner, prepare
+
+__all__ = ["StoredModel", "plan_path", "stored_model"]
+
+PLAN_KEY = "qtaml_onnx.plan_sha256"
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model whose weights are stored words.
+
+    Attributes:
+        source: The file as read; of a plain model, with the weights folded.
+        plan: How its weights are stored.
+        fixed: The model without faults.
+        faulty: The instrumented model.
+        hardened: Whether the file was a hardened model; else its weights were quantised plainly, here and now.
+    """
+
+    source: SourceModel
+    plan: StoragePlan
+    fixed: ir.Model
+    faulty: ir.Model
+    hardened: bool
+
+
+def plan_path(model: Path) -> Path:
+    """Where the plan of a hardened model is: `OUT.plan.json` beside `OUT.onnx`."""
+    return model.with_suffix(".plan.json")
+
+
+def stored_model(
+    path: Path,
+    faults: FaultModel,
+    *,
+    bits: int = 8,
+    per_tensor_scales: bool = False,
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
+) -> StoredModel:
+    """Reads a model and instruments it: a hardened one by its plan, a plain one after plain quantisation.
+
+    Args:
+        path: The model.
+        faults: Default rates of the instrumented model, and what a plain model's plan records.
+        bits: Word length for a plain model.
+        per_tensor_scales: Of a plain model.
+        include: Patterns for a plain model.
+        exclude: Patterns for a plain model.
+
+    Raises:
+        InputError: if the model is instrumented already, or is hardened and its plan is missing or of another model.
+    """
+    source = load_model(path)
+    if SEED_INPUT in source.model.graph.initializers:
+        raise InputError(f"{path} is instrumented already; give the model that it was made from")
+    wanted = source.model.metadata_props.get(PLAN_KEY)
+    if wanted is None:
+        inventory = prepare(source, include, exclude)
+        planner = Planner(source, inventory, faults, bits=bits, per_tensor_scales=per_tensor_scales)
+        plan = planner.plan(METHODS["none"], (0,) * len(planner.tensors))
+        fixed, faulty = carry_out(source, plan)
+        return StoredModel(source, plan, fixed, faulty, hardened=False)
+    plan = read_plan(plan_path(path))
+    if plan.sha256 != wanted:
+        raise InputError(f"{plan_path(path)} is not the plan of {path}; harden the model again")
+    faulty = source.model.clone()
+    InjectFaults(plan, faults.rates)(faulty)
+    return StoredModel(source, plan, source.model, faulty, hardened=True)

@@ -1,0 +1,208 @@
+"""Checks of a hardened model against its original and its plan. Each says what is wrong, and none changes anything."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from qtaml_onnx.data import Dataset, input_specs, synthetic_dataset
+from qtaml_onnx.errors import InputError
+from qtaml_onnx.modelio import SourceModel, load_model
+from qtaml_onnx.passes.expose_weights import ExposeWeights
+from qtaml_onnx.passes.fold_weights import FoldWeights
+from qtaml_onnx.passes.inject_faults import stored_words
+from qtaml_onnx.plan import StoragePlan, read_plan
+from qtaml_onnx.runtime import create_session
+from qtaml_onnx.storage.tensor import decode_tensor, encode_tensor
+from qtaml_onnx.stored import PLAN_KEY, plan_path
+from qtaml_onnx.weights import STANDARD_DOMAINS, constant_array, find_weights, walk
+
+__all__ = ["TOLERANCE", "Check", "comparison_options", "verify_files"]
+
+TOLERANCE = 1e-4
+"""Largest error of an output without faults, as a share of that output's root mean square."""
+
+_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: its name, whether it passed, and what was seen."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def comparison_options() -> ort.SessionOptions:
+    """Session options under which equal weights give equal outputs whether they are constant or computed.
+
+    onnxruntime treats constant weights differently from computed ones in two places: the layout pass beyond level
+    "extended", and pre-packing. Both change the order of sums. Integer kernels are read as float here as well.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return options
+
+
+def verify_files(hardened: Path, original: Path, *, data: Dataset | None = None, seed: int = 0) -> list[Check]:
+    """All checks of a hardened model.
+
+    Args:
+        hardened: The model; its plan is read from beside it.
+        original: The model that it was made from.
+        data: Inputs to compare on; synthetic ones if None.
+        seed: Of synthetic inputs.
+
+    Raises:
+        InputError: if a file cannot be read, or is not what it should be at all.
+    """
+    model, source = load_model(hardened), load_model(original)
+    if PLAN_KEY not in model.model.metadata_props:
+        raise InputError(f"{hardened} is not a hardened model (no {PLAN_KEY}); make one with `qtaml-onnx harden`")
+    plan = read_plan(plan_path(hardened))
+    checks = [
+        _provenance(model, source, plan),
+        _standard(model.model, source.model),
+        _interface(model.model, source.model),
+    ]
+    FoldWeights()(source.model)
+    checks.append(_words(model.model, source.model, plan))
+    if all(check.passed for check in checks):
+        checks.append(_equal(model.model, source.model, plan, data, seed))
+        checks.append(_folded(model.model, plan))
+    return checks
+
+
+def _provenance(model: SourceModel, source: SourceModel, plan: StoragePlan) -> Check:
+    properties = model.model.metadata_props
+    if properties[PLAN_KEY] != plan.sha256:
+        return Check("plan", False, "the plan beside the model is not its own; harden again")
+    if plan.source_sha256 != source.sha256:
+        return Check("plan", False, f"the model was not made from {source.path}; name its original")
+    return Check("plan", True, f"{len(plan.tensors)} tensors, sha256 {plan.sha256[:12]}…")
+
+
+def _standard(model: ir.Model, source: ir.Model) -> Check:
+    """The checker's verdict is `load_model`'s already; here: no operator that the original did not need."""
+    known = {node.op_identifier()[:2] for _root, node in walk(source)}
+    foreign = sorted(
+        f"{domain}::{name}"
+        for domain, name in {node.op_identifier()[:2] for _root, node in walk(model)}
+        if domain not in STANDARD_DOMAINS and (domain, name) not in known
+    )
+    if foreign:
+        return Check("standard operators", False, f"{', '.join(foreign)} is not an ONNX operator")
+    changed = [
+        f"{name} {old} → {new}"
+        for name, old, new in (
+            ("opset", source.opset_imports.get(""), model.opset_imports.get("")),
+            ("IR version", source.ir_version, model.ir_version),
+        )
+        if old != new
+    ]
+    if changed:
+        return Check("standard operators", False, f"changed: {', '.join(changed)}")
+    return Check("standard operators", True, f"opset {model.opset_imports.get('')}, IR version {model.ir_version}")
+
+
+def _interface(model: ir.Model, source: ir.Model) -> Check:
+    def described(graph: ir.Graph) -> list[str]:
+        inputs = [value for value in graph.inputs if not value.is_initializer()]
+        return [f"{value.name}: {value.type} {value.shape}" for value in (*inputs, *graph.outputs)]
+
+    before, after = described(source.graph), described(model.graph)
+    differing = [f"{old} became {new}" for old, new in zip(before, after, strict=False) if old != new]
+    if len(before) != len(after):
+        differing.append(f"{len(before)} inputs and outputs became {len(after)}")
+    if differing:
+        return Check("interface", False, differing[0])
+    return Check("interface", True, f"{len(before)} inputs and outputs as in the original")
+
+
+def _words(model: ir.Model, source: ir.Model, plan: StoragePlan) -> Check:
+    """The stored words are those that the plan makes of the original's weights."""
+    stored = stored_words(model)
+    weights = {weight.name: weight for weight in find_weights(source).weights}
+    for tensor in plan.tensors:
+        if tensor.words_name not in stored:
+            return Check("stored words", False, f"'{tensor.words_name}' is gone: another optimiser folded the read-out")
+        if tensor.name not in weights:
+            return Check("stored words", False, f"the original has no weight '{tensor.name}'")
+        expected = encode_tensor(tensor, constant_array(weights[tensor.name].stored))
+        if not np.array_equal(expected, constant_array(stored[tensor.words_name][1])):
+            return Check("stored words", False, f"the words of '{tensor.name}' are not those of the original's weights")
+    return Check("stored words", True, f"{plan.weight_bits} bits as planned")
+
+
+def _equal(model: ir.Model, source: ir.Model, plan: StoragePlan, data: Dataset | None, seed: int) -> Check:
+    """Without faults the model computes what the original does with the weights that the plan reads out.
+
+    The read-out is designed for faulty words, so that its fault-free weights are not exactly the original's: what is
+    compared is the graph with the plan's own arithmetic, done here in NumPy.
+    """
+    exposed = source.clone()
+    expose = ExposeWeights([tensor.name for tensor in plan.tensors])
+    expose(exposed)
+    weights = {weight.name: weight for weight in find_weights(source).weights}
+    read: dict[str, NDArray[np.generic]] = {}
+    for tensor in plan.tensors:
+        words = encode_tensor(tensor, constant_array(weights[tensor.name].stored))
+        kind = ir.DataType[tensor.dtype].numpy() if weights[tensor.name].dequantize is None else np.float32
+        read[expose.inputs[tensor.name]] = decode_tensor(tensor, words).astype(kind)
+    options = comparison_options()
+    ours = create_session(ir.to_proto(model), options)
+    theirs = create_session(ir.to_proto(exposed), options)
+    data = (data or synthetic_dataset(input_specs(source), _SAMPLES, seed)).head(_SAMPLES)
+    worst = 0.0
+    for feed, _count in data.feeds(_SAMPLES):
+        try:
+            pairs = zip(ours.run(None, feed), theirs.run(None, {**feed, **read}), strict=True)
+        except Exception as error:  # onnxruntime raises types of its own, without a common base
+            return Check("equal without faults", False, f"does not run on {data.source}: {str(error).splitlines()[0]}")
+        worst = max([worst, *(_relative_error(np.asarray(got), np.asarray(wanted)) for got, wanted in pairs)])
+    detail = f"largest error {worst:.2g} of the output's rms on {len(data)} samples ({data.source})"
+    return Check("equal without faults", worst <= TOLERANCE, detail)
+
+
+def _relative_error(got: NDArray[np.generic], wanted: NDArray[np.generic]) -> float:
+    if got.shape != wanted.shape:
+        return float("inf")
+    if not np.issubdtype(got.dtype, np.floating):
+        return float(not np.array_equal(got, wanted))
+    if not got.size:
+        return 0.0
+    same = (got == wanted) | (np.isnan(got) & np.isnan(wanted))
+    error = np.where(same, 0, got.astype(np.float64) - wanted.astype(np.float64))
+    rms = float(np.sqrt(np.mean(wanted.astype(np.float64)[np.isfinite(wanted)] ** 2))) or 1.0
+    return float(np.abs(error).max()) / rms
+
+
+def _folded(model: ir.Model, plan: StoragePlan) -> Check:
+    """Nothing of the read-out is left after onnxruntime's load-time folding."""
+    with tempfile.TemporaryDirectory(prefix="qtaml-") as folder:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.data")
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        create_session(ir.to_proto(model), options)
+        optimised = ir.from_proto(onnx.load(options.optimized_model_filepath, load_external_data=False))
+    readers = {tensor.words_name for tensor in plan.tensors if tensor.form != "dequantize"}
+    left = [
+        node.name for _root, node in walk(optimised) if any(value is not None and value.name in readers for value in node.inputs)
+    ]
+    if left:
+        return Check("read-out folded", False, f"{len(left)} operators read stored words at inference, first '{left[0]}'")
+    return Check("read-out folded", True, "no operator reads stored words at inference")
