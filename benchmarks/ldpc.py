@@ -18,17 +18,18 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import beta
 
 LENGTH = 10_000
 ITERATIONS = 200
 FAMILIES = {  # raw rates from the last one at which hardly a word fails to beyond the threshold
-    (3, 6): (0.07, 0.0725, 0.075, 0.0775, 0.08, 0.0825, 0.085, 0.09, 0.1),
-    (3, 5): (0.1, 0.1025, 0.105, 0.1075, 0.11, 0.1125, 0.115, 0.12, 0.13),
-    (3, 4): (0.145, 0.15, 0.155, 0.16, 0.1625, 0.165, 0.17, 0.18, 0.19),
+    (3, 6): (0.07, 0.0775, 0.08, 0.085, 0.09, 0.1),
+    (3, 5): (0.1, 0.1075, 0.11, 0.115, 0.12, 0.13),
+    (3, 4): (0.145, 0.155, 0.16, 0.17, 0.18, 0.19),
 }
 ENOUGH = 50  # failed words after which a point is settled
-LATER = 5  # the rates after the first get so many times fewer words at most
-BATCH = 16  # words decoded together: keeps the messages in the processor's cache
+LATER = 10  # the rates after the first get so many times fewer words at most
+BATCH = 32  # words decoded together: keeps the messages in the processor's cache
 
 
 @lru_cache(maxsize=4)
@@ -94,6 +95,15 @@ def wrong_bits(family: tuple[int, int], p: float, seed: int) -> list[int]:
     return decode(regular_graph(*family), errors, p).sum(axis=0).tolist()
 
 
+def interval(share: NDArray[np.float64], p: float) -> tuple[float, float]:
+    """95 % limits of the mean share of wrong bits a word: normal, or from the failed words where they are few."""
+    words, failed = len(share), int((share > 0.0).sum())
+    if failed < 10:  # Clopper–Pearson for the rate of failed words, none of them taken to be better than undecoded
+        return 0.0, float(beta.ppf(0.975, failed + 1, words - failed)) * p
+    spread = 1.96 * share.std(ddof=1) / np.sqrt(words)
+    return max(0.0, share.mean() - spread), min(p, share.mean() + spread)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--words", type=int, default=8000, help="most words at a family's first rate")
@@ -106,14 +116,15 @@ def main() -> None:
             for p in rates:
                 counts: list[int] = []
                 most = options.words if p == rates[0] else options.words // LATER
-                while len(counts) < most and sum(map(bool, counts)) < ENOUGH:
-                    seeds = range(len(counts) // BATCH, len(counts) // BATCH + 4 * options.workers)
-                    counts += [count for batch in pool.map(partial(wrong_bits, (j, k), p), seeds) for count in batch]
+                for seed in range(0, most // BATCH, options.workers):
+                    batches = pool.map(partial(wrong_bits, (j, k), p), range(seed, seed + options.workers))
+                    for batch in batches:  # counted one by one: the number of workers changes nothing
+                        counts += batch if sum(map(bool, counts)) < ENOUGH and len(counts) < most else []
+                    if sum(map(bool, counts)) >= ENOUGH:
+                        break
                 share = np.array(counts) / LENGTH
                 failed = int((share > 0).sum())
-                # Nothing seen to fail: at 95 % confidence fewer than 3 words in this many do, none worse than unread.
-                spread = 1.96 * share.std(ddof=1) / np.sqrt(len(share)) if failed > 1 else 3.0 * p / len(share)
-                low, high = max(0.0, share.mean() - spread), min(p, share.mean() + spread)
+                low, high = interval(share, p)
                 rows.append([j, k, LENGTH, p, len(share), failed, f"{share.mean():.3e}", f"{low:.3e}", f"{high:.3e}"])
                 print(*rows[-1], flush=True)
     with options.output.open("w", newline="") as file:

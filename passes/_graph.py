@@ -1,4 +1,4 @@
-"""What every pass needs of a graph: fresh names, new initializers, and main-graph values carried into functions."""
+"""What every pass needs: fresh names, constants put in and taken out, main-graph values carried into functions."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qtaml_onnx.weights import graphs_of, walk
+from qtaml_onnx.graph import Owner, graphs_of, roots, walk
 
-__all__ = ["NameTable", "add_constant", "add_input", "carry_into", "insert_at_start"]
+__all__ = ["Carrier", "NameTable", "add_constant", "add_input", "discard", "insert_at_start"]
 
-Owner = ir.Graph | ir.Function
+_FREE_INITIALIZERS = 4
+"""The IR version from which an initializer need not be a graph input as well."""
 
 
 class NameTable:
@@ -41,23 +42,43 @@ class NameTable:
 def add_constant(model: ir.Model, owner: Owner, name: str, array: NDArray[np.generic]) -> ir.Value:
     """A constant that is visible in the whole of `owner`: an initializer, or a Constant node inside a function.
 
-    Before IR version 4 every initializer of the main graph is a graph input as well.
+    Before IR version 4 every initializer is a graph input as well, so that subgraphs, whose inputs are not free, get
+    Constant nodes too.
     """
     tensor = ir.tensor(array, name=name)
-    if isinstance(owner, ir.Function):
+    if isinstance(owner, ir.Function) or (owner is not model.graph and model.ir_version < _FREE_INITIALIZERS):
         constant = ir.node("Constant", [], {"value": tensor})
         value = constant.outputs[0]
         value.name = name
         value.const_value = tensor
         insert_at_start(owner, [constant])
     else:
-        value = ir.val(name, tensor.dtype, tensor.shape, const_value=tensor)
+        value = ir.val(name, tensor.dtype, ir.Shape(array.shape), const_value=tensor)
         owner.register_initializer(value)
-        if owner is model.graph and model.ir_version < 4:
+        if model.ir_version < _FREE_INITIALIZERS:
             owner.inputs.append(value)
     value.type = ir.TensorType(tensor.dtype)
     value.shape = ir.Shape(array.shape)
     return value
+
+
+def discard(value: ir.Value) -> None:
+    """Removes a constant that nothing reads any more; one that is still read, or is a graph output, stays."""
+    if value.uses() or value.is_graph_output():
+        return
+    producer = value.producer()
+    if producer is not None:
+        if producer.graph is not None:
+            producer.graph.remove(producer, safe=True)
+        return
+    graph = value.graph
+    if graph is None:
+        return
+    if value in graph.inputs:
+        graph.inputs.remove(value)
+    for name, initializer in list(graph.initializers.items()):
+        if initializer is value:
+            del graph.initializers[name]
 
 
 def insert_at_start(owner: Owner, nodes: Iterable[ir.Node]) -> None:
@@ -73,34 +94,42 @@ def insert_at_start(owner: Owner, nodes: Iterable[ir.Node]) -> None:
 def add_input(model: ir.Model, name: str, default: NDArray[np.generic]) -> ir.Value:
     """An optional graph input: fed if wanted, else `default`. Needs IR version 4."""
     tensor = ir.tensor(default, name=name)
-    value = ir.val(name, tensor.dtype, tensor.shape, const_value=tensor)
+    value = ir.val(name, tensor.dtype, ir.Shape(default.shape), const_value=tensor)
     model.graph.register_initializer(value)
     model.graph.inputs.append(value)
     return value
 
 
-def carry_into(model: ir.Model, value: ir.Value, owner: Owner, carried: dict[tuple[int, int], ir.Value]) -> ir.Value:
-    """A value of the main graph as it is seen inside `owner`.
+class Carrier:
+    """Makes values of the main graph visible wherever they are needed.
 
-    Subgraphs see it by name. A function gets an input for it, and every call of that function passes it on, through
-    any number of levels.
-
-    Args:
-        model: The model.
-        value: A value of the main graph.
-        owner: The graph or function that needs it.
-        carried: Memory of what was carried before, so that each function gets one input a value.
+    Subgraphs of the main graph see them by name. A function gets an input for each, and every call of that function
+    passes it on, through any number of levels.
     """
-    if not isinstance(owner, ir.Function):
-        return value
-    key = (id(owner), id(value))
-    if key not in carried:
-        inner = ir.val(str(value.name), value.dtype, value.shape)
-        owner.inputs.append(inner)
-        carried[key] = inner
-        for root, node in list(walk(model)):
-            if model.functions.get(node.op_identifier()) is owner:
-                outer = carry_into(model, value, root, carried)
-                node.resize_inputs(len(owner.inputs))
-                node.replace_input_with(len(owner.inputs) - 1, outer)
-    return carried[key]
+
+    def __init__(self, model: ir.Model) -> None:
+        """Takes the model; its graphs and functions must not be added to afterwards."""
+        self._model = model
+        self._roots = roots(model)
+        self._carried: dict[tuple[int, int], ir.Value] = {}
+
+    def root(self, owner: Owner) -> Owner:
+        """The main graph or function that a graph belongs to."""
+        return self._roots[id(owner)]
+
+    def into(self, owner: Owner, value: ir.Value) -> ir.Value:
+        """A value of the main graph as it is seen inside `owner`."""
+        function = self.root(owner)
+        if not isinstance(function, ir.Function):
+            return value
+        key = (id(function), id(value))
+        if key not in self._carried:
+            inner = ir.val(str(value.name), value.dtype, value.shape)
+            function.inputs.append(inner)
+            self._carried[key] = inner
+            for caller, node in list(walk(self._model)):
+                if self._model.functions.get(node.op_identifier()) is function:
+                    outer = self.into(caller, value)
+                    node.resize_inputs(len(function.inputs))
+                    node.replace_input_with(len(function.inputs) - 1, outer)
+        return self._carried[key]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qtaml_onnx.passes._graph import NameTable, add_input, carry_into
-from qtaml_onnx.passes.inject_faults import _raise_ir_version
+from qtaml_onnx.passes._graph import Carrier, NameTable, add_input, discard
+from qtaml_onnx.passes.inject_faults import allow_defaults
 from qtaml_onnx.weights import find_weights, float_weights
 
 __all__ = ["ExposeWeights"]
@@ -34,15 +34,15 @@ class ExposeWeights(ir.passes.InPlacePass):
         """Rewrites in place."""
         weights = {weight.name: weight for weight in find_weights(model).weights}
         table = NameTable(model)
-        _raise_ir_version(model)
-        carried: dict[tuple[int, int], ir.Value] = {}
+        allow_defaults(model)
+        carrier = Carrier(model)
         for number, name in enumerate(self.names):
             weight = weights[name]
             array = float_weights(weight)
             source = add_input(model, table.fresh(f"qtaml_weight_{number}"), array)
-            inner = carry_into(model, source, weight.owner, carried)
-            if weight.value.is_initializer() and weight.value in model.graph.inputs:
-                model.graph.inputs.remove(weight.value)
+            inner = carrier.into(weight.owner, source)
             weight.value.replace_all_uses_with(inner, replace_graph_outputs=True)
+            if weight.dequantize is None:
+                discard(weight.value)
             self.inputs[name] = str(source.name)
         return ir.passes.PassResult(model, modified=bool(self.names))

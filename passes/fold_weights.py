@@ -1,34 +1,37 @@
 """Materialises weights that the graph computes from constants, so that they can be stored.
 
-Older exporters make weights with ConstantOfShape, or scale and join them with arithmetic on constants. A weight operand
-whose whole history is constant is evaluated once and becomes an initializer (a Constant node inside a function).
-Operators that only change the layout of a constant are left: onnxruntime folds them, and the constant behind them is
-what is stored.
+Older exporters make weights with ConstantOfShape, or scale and join them with arithmetic on constants; quantisers leave
+a QuantizeLinear over the float weight. Such a constant expression is evaluated once and becomes an initializer (a
+Constant node inside a function). Operators that only change the layout, and a DequantizeLinear, stay: onnxruntime folds
+or fuses them, and the constant behind them is what is stored.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from qtaml_onnx.weights import (
-    _LAYOUT_OPERATORS,
-    _WEIGHT_OPERANDS,
-    STANDARD_DOMAINS,
-    is_constant,
-    walk,
-)
+from qtaml_onnx.graph import STANDARD_DOMAINS, Owner, constant_array, is_constant, walk
+from qtaml_onnx.passes._graph import add_constant
+from qtaml_onnx.weights import LAYOUT_OPERATORS, WEIGHT_OPERANDS
 
 __all__ = ["FoldWeights"]
 
 logger = logging.getLogger(__name__)
 
-_IMPURE = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"})
+_RANDOM = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+_GRAPHS = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
+_GRAPHS = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
 _MOST_BYTES = 1 << 31
 
 
@@ -37,98 +40,102 @@ class FoldWeights(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Folds in place; unchanged where every weight is stored already."""
+        computable = _computable_nodes(model)
         folded = 0
         for root, node in list(walk(model)):
             if node.domain not in STANDARD_DOMAINS:
                 continue
-            for operand in _WEIGHT_OPERANDS.get(node.op_type, ()):
-                value = node.inputs[operand] if operand < len(node.inputs) else None
-                cone = _constant_cone(value)
-                if value is not None and cone and not _is_layout_or_dequantize(value):
-                    _replace(model, root, value, cone)
-                    folded += 1
+            for operand in WEIGHT_OPERANDS.get(node.op_type, ()):
+                value = _behind_layout(node.inputs[operand]) if operand < len(node.inputs) else None
+                producer = value.producer() if value is not None else None
+                if value is not None and producer is not None and id(producer) in computable:
+                    folded += _replace(model, root, value, list(_cone(producer)))
         if folded:
             RemoveUnusedNodesPass()(model)
             logger.info("fold weights: %d computed from constants", folded)
         return ir.passes.PassResult(model, modified=bool(folded))
 
 
-def _is_layout_or_dequantize(value: ir.Value) -> bool:
-    """Whether the constant stands behind layout operators or a DequantizeLinear alone."""
-    producer = value.producer()
-    while producer is not None and producer.op_type in _LAYOUT_OPERATORS and producer.inputs[0] is not None:
-        if is_constant(producer.inputs[0]):
-            return True
-        value = producer.inputs[0]
+def _behind_layout(value: ir.Value | None) -> ir.Value | None:
+    """The value that operators of layout alone, or a DequantizeLinear, stand before; None if it is constant already."""
+    while value is not None and not is_constant(value):
         producer = value.producer()
-    return producer is not None and producer.op_type == "DequantizeLinear" and is_constant(producer.inputs[0])
+        if producer is None or producer.domain not in STANDARD_DOMAINS:
+            return value
+        if producer.op_type not in LAYOUT_OPERATORS and producer.op_type != "DequantizeLinear":
+            return value
+        value = producer.inputs[0]
+    return None
 
 
-def _constant_cone(value: ir.Value | None) -> list[ir.Node] | None:
-    """The nodes that compute a value from constants alone, in order; None if it depends on anything else."""
-    if value is None or is_constant(value):
-        return None
-    order: list[ir.Node] = []
+def _computable_nodes(model: ir.Model) -> set[int]:
+    """Identities of the nodes that depend on constants alone."""
+    found: set[int] = set()
+    for _root, node in walk(model):  # in topological order: what a node reads was seen before it
+        if node.domain not in STANDARD_DOMAINS or node.op_type in _RANDOM or not node.inputs:
+            continue
+        if any(held.is_ref() or held.type in _GRAPHS for held in node.attributes.values()):
+            continue
+        if all(value is None or is_constant(value) or id(value.producer()) in found for value in node.inputs):
+            found.add(id(node))
+    return found
+
+
+def _cone(last: ir.Node) -> Iterator[ir.Node]:
+    """The nodes that compute a node's result, each after those that it reads, without the Constant nodes."""
     done: set[int] = set()
-    stack: list[tuple[ir.Value, bool]] = [(value, False)]
+    stack = [(last, False)]
     while stack:
-        current, expanded = stack.pop()
-        producer = current.producer()
-        if producer is None:
-            if not is_constant(current):
-                return None
-            continue
-        if id(producer) in done:
-            continue
+        node, expanded = stack.pop()
         if expanded:
-            done.add(id(producer))
-            order.append(producer)
-            continue
-        if producer.domain not in STANDARD_DOMAINS or producer.op_type in _IMPURE or list(_subgraphs(producer)):
-            return None
-        stack.append((current, True))
-        stack.extend((source, False) for source in producer.inputs if source is not None)
-    return order
+            yield node
+        elif id(node) not in done:
+            done.add(id(node))
+            stack.append((node, True))
+            for value in node.inputs:
+                producer = value.producer() if value is not None and not is_constant(value) else None
+                if producer is not None:
+                    stack.append((producer, False))
 
 
-def _subgraphs(node: ir.Node) -> list[ir.Graph]:
-    return [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
-
-
-def _replace(model: ir.Model, root: ir.Graph | ir.Function, value: ir.Value, cone: list[ir.Node]) -> None:
-    array = _evaluate(model, value, cone)
+def _replace(model: ir.Model, root: Owner, value: ir.Value, cone: list[ir.Node]) -> bool:
+    """Puts the value of an expression in its place; leaves it alone if it cannot be evaluated or is too large."""
     producer = value.producer()
-    if producer is None or array.nbytes > _MOST_BYTES:
-        return
-    graph = producer.graph
-    name = value.name
-    tensor = ir.tensor(array, name=name)
-    value.name = f"{name}__folded"
-    if isinstance(root, ir.Function) or graph is None or isinstance(graph, ir.Function):
-        constant = ir.node("Constant", [], {"value": tensor})
-        constant.outputs[0].name = name
-        producer.append(constant)
-        replacement = constant.outputs[0]
-    else:
-        replacement = ir.val(name, tensor.dtype, tensor.shape, const_value=tensor)
-        graph.register_initializer(replacement)
-    replacement.type = ir.TensorType(tensor.dtype)
-    replacement.shape = tensor.shape if isinstance(tensor.shape, ir.Shape) else ir.Shape(tensor.shape)
+    if producer is None or producer.graph is None:
+        return False
+    opset = root.opset_imports.get("", 0) if isinstance(root, ir.Function) else 0
+    array = _evaluate(opset or model.opset_imports.get("", 1), value, cone)
+    if array is None or array.nbytes > _MOST_BYTES:
+        return False
+    name = str(value.name)
+    owner: Owner = root if isinstance(root, ir.Function) and producer.graph in (root, root.graph) else producer.graph
+    value.name = f"{name}__computed"
+    replacement = add_constant(model, owner, name, array)
     value.replace_all_uses_with(replacement, replace_graph_outputs=True)
+    return True
 
 
-def _evaluate(model: ir.Model, value: ir.Value, cone: list[ir.Node]) -> np.ndarray:
-    opset = model.opset_imports.get("", 1)
-    inputs: dict[str, np.ndarray] = {}
-    for node in cone:
-        for source in node.inputs:
-            if source is not None and source.producer() is None and source.const_value is not None:
-                inputs[str(source.name)] = source.const_value.numpy()
+def _evaluate(opset: int, value: ir.Value, cone: list[ir.Node]) -> NDArray[np.generic] | None:
+    inputs = {
+        str(source.name): constant_array(source)
+        for node in cone
+        for source in node.inputs
+        if source is not None and is_constant(source)
+    }
     graph = onnx.helper.make_graph(
         [ir.to_proto(node) for node in cone],
-        "fold",
-        [onnx.helper.make_tensor_value_info(k, onnx.helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for k, v in inputs.items()],
+        "constant expression",
+        [
+            onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+            for name, array in inputs.items()
+        ],
         [onnx.helper.make_tensor_value_info(str(value.name), onnx.TensorProto.UNDEFINED, None)],
     )
-    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    return np.asarray(ReferenceEvaluator(proto).run(None, inputs)[0])
+    opsets = [onnx.helper.make_opsetid("", opset)]
+    proto = onnx.helper.make_model(graph, opset_imports=opsets)
+    try:
+        result: Any = ReferenceEvaluator(proto).run(None, inputs)
+        return np.asarray(result[0])
+    except Exception as error:  # the evaluator raises what its operators raise; the expression then stays as it is
+        logger.info("fold weights: '%s' cannot be evaluated: %s", value.name, error)
+        return None

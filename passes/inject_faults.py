@@ -13,11 +13,11 @@ import onnx_ir as ir
 
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.passes._graph import NameTable, add_input, carry_into
+from qtaml_onnx.graph import Owner, graphs_of
+from qtaml_onnx.passes._graph import Carrier, NameTable, add_input
 from qtaml_onnx.plan import StoragePlan
-from qtaml_onnx.weights import graphs_of
 
-__all__ = ["DOMAIN", "RATES_INPUT", "SEED_INPUT", "InjectFaults"]
+__all__ = ["DOMAIN", "RATES_INPUT", "SEED_INPUT", "InjectFaults", "allow_defaults", "stored_words"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,19 +50,19 @@ class InjectFaults(ir.passes.InPlacePass):
             raise InputError("the model is instrumented already; remove its faults first")
         words = stored_words(model)
         names = NameTable(model)
-        _raise_ir_version(model)
+        allow_defaults(model)
         model.opset_imports[DOMAIN] = 1
         seed = add_input(model, SEED_INPUT, np.asarray(self.seed, dtype=np.int64))
         rates = add_input(model, RATES_INPUT, self.rates.as_array())
         rates.shape = ir.Shape([2, "qtaml_planes"])  # any number of planes may be fed, as long as the longest word has
-        carried: dict[tuple[int, int], ir.Value] = {}
+        carrier = Carrier(model)
         for tensor in self.plan.tensors:
             if tensor.words_name not in words:
                 raise InputError(f"the stored words '{tensor.words_name}' are not in this model; harden it first")
             owner, value = words[tensor.words_name]
             node = ir.node(
                 "FaultInject",
-                [value, carry_into(model, seed, owner, carried), carry_into(model, rates, owner, carried)],
+                [value, carrier.into(owner, seed), carrier.into(owner, rates)],
                 {"stream": tensor.stream, "bits": tensor.bits, "exposed_planes": tensor.exposed_planes},
                 domain=DOMAIN,
                 name=names.fresh(f"{tensor.name}.faults"),
@@ -73,8 +73,9 @@ class InjectFaults(ir.passes.InPlacePass):
             for use in list(value.uses()):
                 if use.node is not node:
                     use.node.replace_input_with(use.idx, faulty)
-            if isinstance(owner, ir.Function):
-                owner.opset_imports[DOMAIN] = 1
+            root = carrier.root(owner)
+            if isinstance(root, ir.Function):
+                root.opset_imports[DOMAIN] = 1
             producer = value.producer()
             if producer is not None:
                 producer.append(node)
@@ -84,9 +85,9 @@ class InjectFaults(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
-def stored_words(model: ir.Model) -> dict[str, tuple[ir.Graph | ir.Function, ir.Value]]:
+def stored_words(model: ir.Model) -> dict[str, tuple[Owner, ir.Value]]:
     """Every named constant of a model with the graph or function that holds it."""
-    found: dict[str, tuple[ir.Graph | ir.Function, ir.Value]] = {}
+    found: dict[str, tuple[Owner, ir.Value]] = {}
     for _root, graph in graphs_of(model):
         local = graph.graph if isinstance(graph, ir.Function) else graph
         for value in local.initializers.values():
@@ -97,11 +98,14 @@ def stored_words(model: ir.Model) -> dict[str, tuple[ir.Graph | ir.Function, ir.
     return found
 
 
-def _raise_ir_version(model: ir.Model) -> None:
-    """IR 3 lists every initializer as an input without default semantics; from IR 4 on that would unfold them all."""
+def allow_defaults(model: ir.Model) -> None:
+    """Raises the IR version to one whose graph inputs can have defaults.
+
+    IR 3 lists every initializer as an input; from IR 4 on that would make them all ones that a caller may override.
+    """
     if model.ir_version < _INPUTS_WITH_DEFAULTS:
         for value in list(model.graph.inputs):
             if value.is_initializer():
                 model.graph.inputs.remove(value)
         model.ir_version = _INPUTS_WITH_DEFAULTS
-        logger.info("inject faults: IR version raised to %d, for inputs with defaults", model.ir_version)
+        logger.info("IR version raised to %d, for inputs with defaults", model.ir_version)

@@ -6,8 +6,8 @@ import logging
 
 import onnx_ir as ir
 
+from qtaml_onnx.graph import walk
 from qtaml_onnx.passes.inject_faults import DOMAIN, RATES_INPUT, SEED_INPUT
-from qtaml_onnx.weights import walk
 
 __all__ = ["RemoveFaults"]
 
@@ -58,6 +58,8 @@ def _remove_argument(model: ir.Model, function: ir.Function, index: int) -> None
     for _root, node in walk(model):
         if model.functions.get(node.op_identifier()) is function and index < len(node.inputs):
             kept = [value for i, value in enumerate(node.inputs) if i != index]
+            while kept and kept[-1] is None:  # absent optional inputs that the injected ones stood behind
+                kept.pop()
             for i, value in enumerate(kept):
                 node.replace_input_with(i, value)
             node.resize_inputs(len(kept))

@@ -6,8 +6,8 @@ A float weight W becomes
     table    W = Cast(table)[Cast(words)] · scale               Cast, Cast, Gather, Mul
 
 all on constants, so that onnxruntime computes W once at load and nothing of it is left at inference. A quantised weight
-keeps its DequantizeLinear, whose words become `table[words]` (folded as well) and whose scale and zero point are replaced:
-what onnxruntime makes of integer words, it still makes.
+keeps its DequantizeLinear, whose words become `table[words]` (folded as well) and whose scale and zero point are
+replaced: what onnxruntime makes of integer words, it still makes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.passes._graph import NameTable, add_constant, insert_at_start
+from qtaml_onnx.graph import Owner
+from qtaml_onnx.passes._graph import NameTable, add_constant, discard, insert_at_start
 from qtaml_onnx.plan import StoragePlan, TensorPlan, table_array
 from qtaml_onnx.storage.tensor import along_channels, encode_tensor
 from qtaml_onnx.weights import Weight, constant_array, find_weights
@@ -92,33 +93,18 @@ def _store_float(model: ir.Model, weight: Weight, plan: TensorPlan, names: NameT
     _take_place(old, value, owner, nodes, stored)
 
 
-def _take_place(
-    old: ir.Value, new: ir.Value, owner: ir.Graph | ir.Function, nodes: list[ir.Node], stored: ir.Value
-) -> None:
+def _take_place(old: ir.Value, new: ir.Value, owner: Owner, nodes: list[ir.Node], stored: ir.Value) -> None:
     """Puts the read-out where the constant was: under its name, before its first reader."""
     name = old.name
-    producer = old.producer()
     old.name = f"{name}.source"
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     new.name = name
     after = stored.producer()
-    if after is not None:  # inside a function the words were the first Constant put at the start, so the last there
+    if after is not None:  # of the Constant nodes put at the start the words were the first, so now they are the last
         owner.insert_after(after, nodes)
     else:
         insert_at_start(owner, nodes)
-    if producer is not None:
-        owner.remove(producer, safe=True)
-    else:
-        _drop_initializer(owner, old)
-
-
-def _drop_initializer(owner: ir.Graph | ir.Function, old: ir.Value) -> None:
-    graph = owner.graph if isinstance(owner, ir.Function) else owner
-    for key, value in list(graph.initializers.items()):
-        if value is old:
-            del graph.initializers[key]
-    if old in graph.inputs:
-        graph.inputs.remove(old)
+    discard(old)
 
 
 def _store_quantised(model: ir.Model, weight: Weight, plan: TensorPlan, names: NameTable) -> None:
@@ -133,21 +119,18 @@ def _store_quantised(model: ir.Model, weight: Weight, plan: TensorPlan, names: N
     if plan.form == "integer-table":
         table = add_constant(model, owner, names.fresh(f"{plan.name}.table"), table_array(plan))
         cast = ir.node("Cast", [stored], {"to": ir.DataType.INT32}, name=names.fresh(f"{plan.name}.read_out/Cast"))
-        gather = ir.node("Gather", [table, cast.outputs[0]], {"axis": 0}, name=names.fresh(f"{plan.name}.read_out/Gather"))
+        gather = ir.node(
+            "Gather", [table, cast.outputs[0]], {"axis": 0}, name=names.fresh(f"{plan.name}.read_out/Gather")
+        )
         cast.outputs[0].name = names.fresh(f"{plan.name}.read_out/Cast_output")
         gather.outputs[0].name = names.fresh(f"{plan.name}.read_out/Gather_output")
         value, nodes = gather.outputs[0], [cast, gather]
         value.type, value.shape = ir.TensorType(ir.DataType[plan.dtype]), ir.Shape(words.shape)
         _replace_scale(model, weight, plan, names)
-    producer = old.producer()
     node.replace_input_with(0, value)
     if nodes:
         node.prepend(nodes)
-    if not old.uses():
-        if producer is not None:
-            owner.remove(producer, safe=True)
-        else:
-            _drop_initializer(owner, old)
+    discard(old)
 
 
 def _replace_scale(model: ir.Model, weight: Weight, plan: TensorPlan, names: NameTable) -> None:
@@ -155,19 +138,28 @@ def _replace_scale(model: ir.Model, weight: Weight, plan: TensorPlan, names: Nam
     if node is None or node.inputs[1] is None:
         return
     scale = constant_array(node.inputs[1])
-    new = np.asarray(plan.scales, dtype=scale.dtype).reshape(scale.shape)
-    constant = add_constant(model, weight.owner, names.fresh(f"{plan.name}.scale"), new)
-    node.replace_input_with(1, constant)
+    _replace_constant(
+        model,
+        weight,
+        node,
+        1,
+        f"{plan.name}.scale",
+        np.asarray(plan.scales, dtype=scale.dtype).reshape(scale.shape),
+        names,
+    )
+    point = np.full(scale.shape, plan.zero_point, dtype=plan.dtype.lower())
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        point = constant_array(node.inputs[2])
-        if (point != plan.zero_point).any():
-            new_point = np.full_like(point, plan.zero_point)
-            node.replace_input_with(
-                2, add_constant(model, weight.owner, names.fresh(f"{plan.name}.zero_point"), new_point)
-            )
-    elif plan.zero_point:
-        new_point = np.full(scale.shape, plan.zero_point, dtype=plan.dtype.lower())
+        if (constant_array(node.inputs[2]) != point).any():
+            _replace_constant(model, weight, node, 2, f"{plan.name}.zero_point", point, names)
+    elif plan.zero_point or plan.dtype != "UINT8":  # without a zero point the words would be read as they are stored
         node.resize_inputs(3)
-        node.replace_input_with(
-            2, add_constant(model, weight.owner, names.fresh(f"{plan.name}.zero_point"), new_point)
-        )
+        _replace_constant(model, weight, node, 2, f"{plan.name}.zero_point", point, names)
+
+
+def _replace_constant(
+    model: ir.Model, weight: Weight, node: ir.Node, index: int, name: str, array: np.ndarray, names: NameTable
+) -> None:
+    old = node.inputs[index]
+    node.replace_input_with(index, add_constant(model, weight.owner, names.fresh(name), array))
+    if old is not None:
+        discard(old)

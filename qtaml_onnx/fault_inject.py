@@ -168,19 +168,18 @@ class _Philox:
         return np.stack([x[0] | x[1] << np.uint64(32), x[2] | x[3] << np.uint64(32)], axis=-1)
 
 
-def philox4x32(counter: tuple[U64, U64, U64, U64], key: tuple[int, int], rounds: int = 10) -> tuple[U64, U64, U64, U64]:
-    """Philox4x32 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+def philox4x32(counter: tuple[U64, U64, U64, U64], key: tuple[int, int]) -> tuple[U64, U64, U64, U64]:
+    """Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 
     Args:
         counter: four uint64 arrays of one shape, holding values below 2^32.
         key: two integers below 2^32.
-        rounds: 10 is the published default and what `FaultInject` uses.
 
     Returns:
         The four random words, laid out as `counter`.
     """
     x0, x1, x2, x3 = counter
-    for r in range(rounds):
+    for r in range(10):
         k0 = np.uint64((key[0] + r * 0x9E3779B9) & 0xFFFFFFFF)
         k1 = np.uint64((key[1] + r * 0xBB67AE85) & 0xFFFFFFFF)
         product0, product1 = x0 * np.uint64(0xD2511F53), x2 * np.uint64(0xCD9E8D57)

@@ -11,12 +11,14 @@ import onnx
 import onnx_ir as ir
 
 from qtaml_onnx import __version__
+from qtaml_onnx.calibrate import calibrate_layers
 from qtaml_onnx.campaign import Campaign, Result, Variant
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.data import Dataset, input_specs, load_dataset, synthetic_dataset
 from qtaml_onnx.errors import GateError, InputError
 from qtaml_onnx.methods import METHODS, Method, method_named
 from qtaml_onnx.modelio import SourceModel, load_model
+from qtaml_onnx.passes.correct_bias import CorrectBias
 from qtaml_onnx.passes.inject_faults import InjectFaults
 from qtaml_onnx.passes.store_weights import StoreWeights
 from qtaml_onnx.plan import FaultModel, StoragePlan
@@ -28,9 +30,10 @@ from qtaml_onnx.sensitivity import measure_sensitivity
 
 __all__ = ["HardenOptions", "HardenResult", "harden", "harden_source"]
 
-DEFAULT_METHOD = "posterior-mean"
+DEFAULT_METHOD = "channel-optimized"
 PROBES = 3
 _CALIBRATION_SAMPLES = 128
+_STATISTICS_SAMPLES = 1024
 _SYNTHETIC_SAMPLES = 8
 _SEARCH_SAMPLES = 1000
 """Samples that a search for the smallest budget looks at; the final figures use all."""
@@ -46,6 +49,7 @@ class HardenOptions:
         budget: Most protected bits, as a fraction of all weight bits.
         target: Instead of a budget: the share of the clean metric to keep at the smallest budget; needs evaluation data.
         per_tensor_scales: One scale a tensor in place of one an output channel.
+        bias_correction: Whether layers get self-correcting biases where the method has them and calibration data are given.
         include: Patterns of weights to harden; all if empty.
         exclude: Patterns of weights to leave alone.
         trials: Trials a rate when evaluating.
@@ -60,6 +64,7 @@ class HardenOptions:
     budget: float = 0.0
     target: float | None = None
     per_tensor_scales: bool = False
+    bias_correction: bool = True
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     trials: int = 20
@@ -186,10 +191,12 @@ def harden_source(
         source, inventory, fault_model, bits=options.bits, per_tensor_scales=options.per_tensor_scales
     )
     warnings: list[str] = []
+    if calibration is not None and options.bias_correction and method.corrects_bias:
+        _calibrate(planner, calibration, progress)
     if method.needs_sensitivity:
         _probe(planner, calibration, options.seed, progress, warnings)
     with progress.steps(f"design {method.name}", len(planner.tensors)) as step:
-        planner.designs(method, step)
+        planner.designs(method, step, protectable=options.target is not None or options.budget > 0)
     results: list[Result] = []
     if original is None or evaluation is None:
         plan = planner.plan(method, planner.within(method, options.budget))
@@ -212,12 +219,25 @@ def carry_out(source: SourceModel, plan: StoragePlan) -> tuple[ir.Model, ir.Mode
     """The hardened model of a plan and its instrumented twin, both new; the source's weights must be folded."""
     hardened = source.model.clone()
     StoreWeights(plan)(hardened)
+    CorrectBias({tensor.name: tensor.bias for tensor in plan.tensors if tensor.bias is not None})(hardened)
     hardened.metadata_props["qtaml_onnx.version"] = __version__
     hardened.metadata_props["qtaml_onnx.plan_sha256"] = plan.sha256
     hardened.metadata_props["qtaml_onnx.source_sha256"] = source.sha256
     faulty = hardened.clone()
     InjectFaults(plan)(faulty)
     return hardened, faulty
+
+
+def _calibrate(planner: Planner, calibration: Dataset, progress: Progress) -> None:
+    """Plans self-correcting biases from all calibration samples up to a limit; they are means, so more is better."""
+    planner.find_layers()
+    data = calibration.head(_STATISTICS_SAMPLES)
+    batch = 64
+    with progress.steps("calibrate", -(-len(data) // batch)) as step:
+        statistics = calibrate_layers(
+            planner.source.model, list(planner.layers.values()), data, batch_size=batch, progress=step
+        )
+    planner.correct_biases(statistics)
 
 
 def _probe(
@@ -233,7 +253,8 @@ def _probe(
     with progress.steps("probe sensitivity", PROBES * len(planner.tensors)) as step:
         try:
             planner.sensitivity = measure_sensitivity(
-                planner.source.model, planner.probe_weights, data, probes=PROBES, seed=seed, progress=step
+                planner.source.model, planner.probe_weights, data, biases=planner.biases, probes=PROBES, seed=seed,
+                progress=step,
             )
         except InputError as error:
             if calibration is not None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.storage import Code, ReadOut, WordSums, design_readout, error_moments, uniform_code, word_sums
+from qtaml_onnx.storage.channel_optimized import design_channel_optimized
 
 __all__ = ["METHODS", "Design", "Method", "TensorSamples", "method_named"]
 
@@ -52,15 +53,19 @@ class Method:
 
     Attributes:
         name: As `--method` takes it.
+        code: Its code of float weights; words that a quantised model brings along are kept.
         readout: Kind of its read-out.
         weighting: What tensors are weighed by in the allocation: the measured sensitivity, the weights' magnitude
             alone, or nothing at all (the same planes everywhere).
+        corrects_bias: Whether layers get a bias that corrects itself, where there are calibration data.
         summary: One line for help and reports.
     """
 
     name: str
+    code: Literal["twos-complement", "channel-optimized"]
     readout: str
     weighting: Literal["sensitivity", "magnitude", "uniform", "none"]
+    corrects_bias: bool
     summary: str
 
     @property
@@ -68,30 +73,38 @@ class Method:
         """Whether its allocation rests on forward probes."""
         return self.weighting == "sensitivity"
 
-    def designs(self, samples: TensorSamples, rates: FlipRates, bits: int) -> list[Design]:
+    def designs(self, samples: TensorSamples, rates: FlipRates, bits: int, *, protectable: bool = True) -> list[Design]:
         """Designs of one tensor with 0, 1, 2, … planes protected, the most harmful first.
 
         Args:
             samples: The tensor.
             rates: Flip rates, at least `bits` planes.
             bits: Word length.
+            protectable: Whether planes may be protected; else only the design with none is made.
 
         Raises:
             InputError: if the read-out needs an inverse that these rates do not have.
         """
-        code = samples.fixed or uniform_code("twos-complement", bits)
-        rates = rates.truncated(code.bits)
-        sums = word_sums(code, samples.x)
+        plain = samples.fixed or uniform_code("twos-complement", bits)
+        rates = rates.truncated(plain.bits)
+        order = _most_harmful(plain, rates, word_sums(plain, samples.x))
         designs = []
-        for count in range(code.bits + 1):
-            planes = tuple(sorted(_most_harmful(code, rates, sums)[:count]))
+        for count in range(plain.bits + 1):
+            planes = tuple(sorted(order[:count]))
             residual = rates.protect(planes)
-            readout = design_readout(self.readout, code, residual, sums)
-            noise = error_moments(readout, residual, sums).mse
-            designs.append(Design(code, readout, planes, noise))
-            if residual.is_zero or self.weighting == "none":
+            designs.append(self._design(samples, plain, residual, planes))
+            if residual.is_zero or not protectable or self.weighting == "none":
                 break
         return designs
+
+    def _design(self, samples: TensorSamples, plain: Code, rates: FlipRates, planes: tuple[int, ...]) -> Design:
+        if self.code == "channel-optimized" and samples.fixed is None:
+            code, readout = design_channel_optimized(samples.x, rates)
+        else:
+            code = plain
+            readout = design_readout(self.readout, code, rates, word_sums(code, samples.x))
+        noise = error_moments(readout, rates, word_sums(code, samples.x)).mse
+        return Design(code, readout, planes, noise)
 
 
 def _most_harmful(code: Code, rates: FlipRates, sums: WordSums) -> list[int]:
@@ -109,11 +122,27 @@ def _most_harmful(code: Code, rates: FlipRates, sums: WordSums) -> list[int]:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("posterior-mean", "restored-posterior-mean", "sensitivity", "posterior-mean read-out, gain restored"),
-        Method("tac", "bitwise-affine", "sensitivity", "affine mean correction, Jacobian allocation (TAC as we read it)"),
-        Method("magnitude", "bitwise-affine", "magnitude", "affine mean correction, allocation by weight magnitude"),
-        Method("uniform-msp", "bitwise-affine", "uniform", "affine mean correction, the same top planes everywhere"),
-        Method("none", "plain", "none", "plain quantised weights: the unprotected baseline"),
+        Method(
+            "channel-optimized", "channel-optimized", "restored-posterior-mean", "sensitivity", True,
+            "code and read-out designed for the flip rates",
+        ),
+        Method(
+            "posterior-mean", "twos-complement", "restored-posterior-mean", "sensitivity", True,
+            "two's complement read by its posterior mean, gain restored",
+        ),
+        Method(
+            "tac", "twos-complement", "bitwise-affine", "sensitivity", False,
+            "affine mean correction, Jacobian allocation (TAC as we read it)",
+        ),
+        Method(
+            "magnitude", "twos-complement", "bitwise-affine", "magnitude", False,
+            "affine mean correction, allocation by weight magnitude",
+        ),
+        Method(
+            "uniform-msp", "twos-complement", "bitwise-affine", "uniform", False,
+            "affine mean correction, the same top planes everywhere",
+        ),
+        Method("none", "twos-complement", "plain", "none", False, "plain quantised weights: the unprotected baseline"),
     )
 }
 

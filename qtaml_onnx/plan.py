@@ -81,19 +81,39 @@ class CodeSpec(_Value):
 
 
 class BiasPlan(_Value):
-    """A bias that corrects itself: the graph computes `bias = target − Ŵ·x̄` from the weights as read.
+    """A bias that corrects itself: the graph computes `bias = target − Σ Ŵ · x̄ · coverage` from the weights as read.
 
     Attributes:
-        node_output: Name of the value that the layer's operator (or the Add behind a MatMul) computes.
+        output: Name of the value that the layer computes: its operator's output, or that of the Add behind a MatMul.
         mean_input: x̄, the mean of the layer's input a channel, half precision.
+        mean_shape: Shape in which x̄ broadcasts against the weights.
+        coverage: Share of positions at which a kernel tap meets no padding, half precision; None where all are 1.
+        coverage_shape: Shape in which it broadcasts.
+        summed_axes: Axes of the weights that are summed over.
         target: c = b + W·x̄ an output channel, float32: it takes the place of the bias.
-        gain: r an output channel, half precision, folded into the weights' read-out.
+        grouped_shape: Shape [groups, outputs a group, inputs a group, kernel…] of a grouped convolution's weights.
+        has_bias: Whether the model had a bias, whose place the target takes; else it is new.
     """
 
-    node_output: str
+    output: str
     mean_input: tuple[float, ...]
+    mean_shape: tuple[int, ...]
+    coverage: tuple[float, ...] | None = None
+    coverage_shape: tuple[int, ...] = ()
+    summed_axes: tuple[int, ...]
     target: tuple[float, ...]
-    gain: tuple[float, ...]
+    grouped_shape: tuple[int, ...] | None = None
+    has_bias: bool = True
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Shape of the target, and of the sum that is taken from it."""
+        return self.grouped_shape[:2] if self.grouped_shape else (len(self.target),)
+
+    @property
+    def metadata_bits(self) -> int:
+        """Bits that the correction adds to what the model stored before."""
+        return 16 * (len(self.mean_input) + len(self.coverage or ())) + (0 if self.has_bias else 32 * len(self.target))
 
 
 class TensorPlan(_Value):
@@ -183,8 +203,8 @@ class TensorPlan(_Value):
             bits += 8 << self.bits
         elif self.form == "table":
             bits += (16 if self.table_type == "FLOAT16" else 32) << self.bits
-        if self.bias is not None:  # the target takes the place of the bias that the model had anyway
-            bits += 16 * (len(self.bias.mean_input) + len(self.bias.gain))
+        if self.bias is not None:
+            bits += self.bias.metadata_bits
         return bits
 
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from qtaml_onnx.allocation import Option, best_within, greedy_sequence, uniform_sequence
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.layers import Layer, LayerStatistics, extra_variance, find_layer, mean_response
 from qtaml_onnx.methods import Design, Method, TensorSamples
 from qtaml_onnx.modelio import SourceModel
 from qtaml_onnx.passes.fold_weights import FoldWeights
-from qtaml_onnx.plan import CodeSpec, FaultModel, LeftOutTensor, StoragePlan, TensorPlan
+from qtaml_onnx.plan import BiasPlan, CodeSpec, FaultModel, LeftOutTensor, StoragePlan, TensorPlan
 from qtaml_onnx.sensitivity import Sensitivity
 from qtaml_onnx.storage import Code
 from qtaml_onnx.storage.tensor import along_channels, channel_scales, normalise
@@ -118,6 +119,9 @@ class Planner:
         bits: Word length of float weights.
         tensors: The weights' data, in graph order.
         sensitivity: Measured by forward probes; None where no method needs it.
+        layers: By weight name, the layers whose bias can correct itself.
+        statistics: What calibration says of them; empty without calibration data.
+        biases: Plans of their biases.
     """
 
     def __init__(
@@ -139,7 +143,10 @@ class Planner:
         self.tensors = [_gather(weight, per_tensor_scales) for weight in inventory.weights]
         self.per_tensor_scales = per_tensor_scales
         self.sensitivity: Sensitivity | None = None
-        self._designs: dict[str, list[list[Design]]] = {}
+        self._designs: dict[tuple[str, bool], list[list[Design]]] = {}
+        self.layers: dict[str, Layer] = {}
+        self.statistics: dict[str, LayerStatistics] = {}
+        self.biases: dict[str, BiasPlan] = {}
 
     @cached_property
     def probe_weights(self) -> dict[str, tuple[NDArray[np.floating], NDArray[np.floating]]]:
@@ -155,15 +162,35 @@ class Planner:
             return None
         return tensor.weight.channel_axis
 
-    def designs(self, method: Method, progress: Callable[[], None] = lambda: None) -> list[list[Design]]:
-        """For each tensor its designs with 0, 1, 2, … protected planes; made once a method."""
-        if method.name not in self._designs:
+    def correct_biases(self, statistics: dict[str, LayerStatistics]) -> None:
+        """Plans self-correcting biases from calibration statistics of `self.layers`."""
+        values = {tensor.weight.name: tensor.values for tensor in self.tensors}
+        self.statistics = statistics
+        self.biases = {
+            name: plan
+            for name, found in statistics.items()
+            if (plan := _bias_plan(self.layers[name], found, values[name])) is not None
+        }
+
+    def find_layers(self) -> None:
+        """Looks for the layers whose bias can correct itself."""
+        found = {weight.name: find_layer(self.source.model, weight)[0] for weight in self.inventory.weights}
+        self.layers = {name: layer for name, layer in found.items() if layer is not None}
+
+    def designs(
+        self, method: Method, progress: Callable[[], None] = lambda: None, *, protectable: bool = True
+    ) -> list[list[Design]]:
+        """For each tensor its designs with 0, 1, 2, … protected planes, or with 0 alone; made once a method."""
+        if (method.name, True) in self._designs:
+            protectable = True
+        key = (method.name, protectable)
+        if key not in self._designs:
             made = []
             for tensor in self.tensors:
-                made.append(method.designs(tensor.samples, self.rates, self.bits))
+                made.append(method.designs(tensor.samples, self.rates, self.bits, protectable=protectable))
                 progress()
-            self._designs[method.name] = made
-        return self._designs[method.name]
+            self._designs[key] = made
+        return self._designs[key]
 
     def _weighting(self, method: Method) -> list[float]:
         if method.weighting != "magnitude" and self.sensitivity is not None:
@@ -173,6 +200,7 @@ class Planner:
         return [tensor.magnitude for tensor in self.tensors]
 
     def _options(self, method: Method) -> list[list[Option]]:
+        """For each tensor the cost and predicted output noise energy of its designs."""
         return [
             [Option(tensor.weight.size * len(d.protected_planes), weight * d.noise) for d in designs]
             for tensor, designs, weight in zip(
@@ -192,6 +220,8 @@ class Planner:
 
     def within(self, method: Method, budget: float) -> Allocation:
         """The allocation that protects at most `budget`, a fraction of all weight bits."""
+        if budget == 0:
+            return (0,) * len(self.tensors)
         options = self._options(method)
         most = budget * self.weight_bits * (1 + 1e-12)
         if method.weighting != "uniform":
@@ -211,21 +241,25 @@ class Planner:
     def plan(self, method: Method, allocation: Sequence[int]) -> StoragePlan:
         """The plan of a method at an allocation."""
         energy = self.sensitivity.energy if self.sensitivity else {}
+        all_designs = self.designs(method, protectable=any(allocation))
         return StoragePlan(
             source_sha256=self.source.sha256,
             method=method.name,
             fault_model=self.fault_model,
             tensors=tuple(
-                self._tensor_plan(tensor, designs[index], stream, energy.get(tensor.weight.name))
+                self._tensor_plan(method, tensor, designs[index], stream, energy.get(tensor.weight.name))
                 for stream, (tensor, designs, index) in enumerate(
-                    zip(self.tensors, self.designs(method), allocation, strict=True)
+                    zip(self.tensors, all_designs, allocation, strict=True)
                 )
             ),
             left_out=tuple(LeftOutTensor(name=item.name, reason=item.reason) for item in self.inventory.left_out),
         )
 
-    def _tensor_plan(self, tensor: TensorData, design: Design, stream: int, sensitivity: float | None) -> TensorPlan:
+    def _tensor_plan(
+        self, method: Method, tensor: TensorData, design: Design, stream: int, sensitivity: float | None
+    ) -> TensorPlan:
         weight = tensor.weight
+        bias = self.biases.get(weight.name) if method.corrects_bias else None
         shared = {
             "name": weight.name,
             "op_type": weight.op_type,
@@ -240,9 +274,62 @@ class Planner:
             "sensitivity": sensitivity,
             "noise": design.noise,
             "signal": float(np.mean(tensor.samples.x.astype(np.float64) ** 2)),
+            "bias": bias,
         }
-        form = _quantised_form if weight.dequantize is not None else _float_form
-        return TensorPlan.model_validate(shared | form(tensor, design))
+        form = (_quantised_form if weight.dequantize is not None else _float_form)(tensor, design)
+        if bias is not None and (gain := self._restored_deviation(tensor, design.noise)) is not None:
+            form["scales"] = _floats((np.asarray(form["scales"]) * gain).astype(np.float32))
+        return TensorPlan.model_validate(shared | form)
+
+    def _restored_deviation(self, tensor: TensorData, noise: float) -> NDArray[np.float64] | None:
+        """The factor an output channel that takes the variance which faults add out of the layer's output again.
+
+        sqrt(s/(s + v)), s the clean variance of the channel, v the variance that the noise adds on x − x̄. Folded into
+        the scales, so that it costs nothing; only where there is a scale for each output channel, and not at the
+        model's own outputs, whose scale is the caller's.
+        """
+        name = tensor.weight.name
+        layer, statistics = self.layers[name], self.statistics[name]
+        outputs = {str(value.name) for value in self.source.model.graph.outputs}
+        if layer.output in outputs or tensor.scales.size != len(layer.bias):
+            return None
+        clean = statistics.output_variance
+        added = noise * tensor.scales.astype(np.float64) ** 2 * extra_variance(layer, statistics)
+        return np.asarray(np.sqrt(np.divide(clean, clean + added, out=np.ones_like(clean), where=clean > 0)))
+
+
+def _bias_plan(layer: Layer, statistics: LayerStatistics, weights: NDArray[np.floating]) -> BiasPlan | None:
+    """The plan of a self-correcting bias; None if x̄ does not fit half precision."""
+    mean = statistics.mean_input.astype(np.float16)
+    if not np.isfinite(mean).all():
+        return None
+    kernel = statistics.coverage.shape
+    coverage = statistics.coverage.astype(np.float16)
+    target = layer.bias + mean_response(layer, weights, mean.astype(np.float64), coverage.astype(np.float64))
+    grouped: tuple[int, ...] | None = None
+    taps = (1,) * len(kernel)
+    match layer.op_type:
+        case "Conv" if layer.groups > 1:
+            inputs = weights.shape[1]
+            grouped = (layer.groups, len(layer.bias) // layer.groups, inputs, *kernel)
+            shape, summed = (layer.groups, 1, inputs, *taps), tuple(range(2, 3 + len(kernel)))
+        case "Conv":
+            shape, summed = (1, -1, *taps), tuple(range(1, 2 + len(kernel)))
+        case "ConvTranspose":
+            shape, summed = (-1, 1, *taps), (0, *range(2, 2 + len(kernel)))
+        case _:
+            shape, summed = ((1, -1), (1,)) if layer.outputs_first else ((-1, 1), (0,))
+    return BiasPlan(
+        output=layer.output,
+        mean_input=_floats(mean),
+        mean_shape=shape,
+        coverage=None if (coverage == 1).all() else _floats(coverage),
+        coverage_shape=kernel,
+        summed_axes=summed,
+        target=_floats(target.astype(np.float32)),
+        grouped_shape=grouped,
+        has_bias=layer.has_bias,
+    )
 
 
 def _floats(values: NDArray[np.floating]) -> tuple[float, ...]:

@@ -1,8 +1,8 @@
 """onnxruntime sessions that know the operators of domain `qtaml`.
 
 The operators come from the compiled library of `custom_ops/`; where it is missing or cannot be loaded, from their NumPy
-twin through onnxruntime-extensions, which gives the same bits, only slower (floats that become signalling NaNs excepted:
-Python may return them quiet).
+twin through onnxruntime-extensions, which gives the same bits, only slower, and for integers and float32 alone
+(onnxruntime-extensions knows no Python operators on the shorter floats).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LOG_ERRORS_ONLY = 3  # hides onnxruntime's warning for each initializer that ma
 
 
 def library_path() -> Path:
-    """Path of the compiled operator library, for `SessionOptions.register_custom_ops_library` of any onnxruntime program.
+    """Path of the compiled operator library, which any onnxruntime program can register with its session options.
 
     Raises:
         QtamlError: this installation has no compiled library.
@@ -119,15 +119,8 @@ def _python_operators() -> str:
     from onnxruntime_extensions import PyCustomOpDef, get_library_path, onnx_op
 
     kinds = PyCustomOpDef
-    for words in (
-        kinds.dt_uint8,
-        kinds.dt_int8,
-        kinds.dt_uint16,
-        kinds.dt_int16,
-        kinds.dt_uint32,
-        kinds.dt_int32,
-        kinds.dt_float,
-    ):
+    integers = (kinds.dt_uint8, kinds.dt_int8, kinds.dt_uint16, kinds.dt_int16, kinds.dt_uint32, kinds.dt_int32)
+    for words in (*integers, kinds.dt_float):
         onnx_op(
             op_type="qtaml::FaultInject",
             inputs=[words, kinds.dt_int64, kinds.dt_float],
@@ -138,7 +131,7 @@ def _python_operators() -> str:
 
 
 class _Exact(np.ndarray):
-    """An array that onnxruntime-extensions takes as it is: it asks for a list, on whose way floats lose NaN payloads."""
+    """An array that answers onnxruntime-extensions' call for a list with itself: lists lose the payload of NaNs."""
 
     def tolist(self) -> Any:
         return self.view(np.ndarray)

@@ -7,7 +7,7 @@ Gram matrix; Hutchinson 1989). Noise is put in in units of each output channel's
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from qtaml_onnx.data import Dataset
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.passes.correct_bias import CorrectBias
 from qtaml_onnx.passes.expose_weights import ExposeWeights
+from qtaml_onnx.plan import BiasPlan
 from qtaml_onnx.runtime import create_session, session_options
 
 __all__ = ["Sensitivity", "measure_sensitivity"]
@@ -47,6 +49,7 @@ def measure_sensitivity(
     normalised: dict[str, tuple[NDArray[np.floating], NDArray[np.floating]]],
     data: Dataset,
     *,
+    biases: Mapping[str, BiasPlan] | None = None,
     probes: int = 3,
     seed: int = 0,
     batch_size: int = 128,
@@ -58,6 +61,7 @@ def measure_sensitivity(
         model: The model; not changed.
         normalised: By weight name: the weights in the model's units, and their channel scales shaped to broadcast.
         data: Samples to run; labels are not used.
+        biases: Self-correcting biases of the hardened model: what they cancel is not counted.
         probes: Noise draws a tensor.
         seed: Of the noise.
         batch_size: Samples a run.
@@ -69,6 +73,7 @@ def measure_sensitivity(
     exposed = model.clone()
     expose = ExposeWeights(list(normalised))
     expose(exposed)
+    CorrectBias(biases or {})(exposed)
     session = create_session(ir.to_proto(exposed), session_options())
 
     def outputs(feed: dict[str, NDArray[np.generic]]) -> NDArray[np.float64]:

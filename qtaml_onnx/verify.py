@@ -22,7 +22,8 @@ from qtaml_onnx.plan import StoragePlan, read_plan
 from qtaml_onnx.runtime import create_session
 from qtaml_onnx.storage.tensor import decode_tensor, encode_tensor
 from qtaml_onnx.stored import PLAN_KEY, plan_path
-from qtaml_onnx.weights import STANDARD_DOMAINS, constant_array, find_weights, walk
+from qtaml_onnx.graph import STANDARD_DOMAINS, constant_array, walk
+from qtaml_onnx.weights import find_weights
 
 __all__ = ["TOLERANCE", "Check", "comparison_options", "verify_files"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,17 +12,27 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qtaml_onnx.axes import axis_before, channel_axis, counted_from_the_front
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.graph import STANDARD_DOMAINS, Owner, constant_array, constant_tensor, graphs_of, is_constant, walk
 
-__all__ = ["Inventory", "LeftOut", "Weight", "constant_array", "dequantize_parameters", "find_weights", "float_weights"]
+__all__ = [
+    "Inventory",
+    "LeftOut",
+    "Weight",
+    "constant_array",
+    "dequantize_parameters",
+    "find_weights",
+    "float_weights",
+    "is_constant",
+]
 
 FLOAT_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 WORD_TYPES = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
-STANDARD_DOMAINS = frozenset({"", "ai.onnx"})
-_WEIGHT_OPERANDS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1, 0), "MatMul": (1, 0), "Gather": (0,)}
-_LAYOUT_OPERATORS = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
-
-Owner = ir.Graph | ir.Function
+_SMALL_INTEGERS = WORD_TYPES | {ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT16, ir.DataType.UINT16}
+_INTEGER_OPERATORS = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"})
+WEIGHT_OPERANDS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1, 0), "MatMul": (1, 0), "Gather": (0,)}
+LAYOUT_OPERATORS = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ class Weight:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the stored constant."""
-        return tuple(int(n) for n in constant_tensor(self.stored).shape)
+        return tuple(int(n) for n in constant_tensor(self.stored).shape)  # type: ignore[arg-type]
 
     @property
     def size(self) -> int:
@@ -114,23 +125,6 @@ class Inventory:
         return chosen
 
 
-def constant_tensor(value: ir.Value) -> ir.TensorProtocol:
-    """The tensor behind an initializer or a Constant node's output.
-
-    Raises:
-        InputError: if the value is not constant.
-    """
-    tensor = ir.convenience.get_const_tensor(value)
-    if tensor is None:
-        raise InputError(f"value '{value.name}' is not a constant; fold constants before hardening")
-    return tensor
-
-
-def constant_array(value: ir.Value) -> NDArray[np.generic]:
-    """The array behind an initializer or a Constant node's output, in its own dtype."""
-    return np.asarray(constant_tensor(value).numpy())
-
-
 def float_weights(weight: Weight) -> NDArray[np.floating]:
     """The weights that the operator sees, in its own float type: dequantised where they are stored as integers."""
     stored = constant_array(weight.stored)
@@ -142,9 +136,7 @@ def float_weights(weight: Weight) -> NDArray[np.floating]:
     return np.asarray(real, dtype=scale.dtype)
 
 
-def dequantize_parameters(
-    node: ir.Node, shape: tuple[int, ...]
-) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
+def dequantize_parameters(node: ir.Node, shape: tuple[int, ...]) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
     """Scale and zero point of a DequantizeLinear, shaped to broadcast against its words."""
     scale = constant_array(node.inputs[1])  # type: ignore[arg-type]
     point = (
@@ -157,31 +149,6 @@ def dequantize_parameters(
         spread = tuple(-1 if i == axis % len(shape) else 1 for i in range(len(shape)))
         return scale.reshape(spread), point.reshape(spread)
     return scale.reshape(()), point.reshape(())
-
-
-def is_constant(value: ir.Value | None) -> bool:
-    """Whether a value is an initializer or the output of a Constant node."""
-    if value is None:
-        return False
-    producer = value.producer()
-    if producer is None:
-        return value.const_value is not None and value.is_initializer()
-    return producer.op_type == "Constant" and producer.domain in STANDARD_DOMAINS
-
-
-def graphs_of(model: ir.Model) -> Iterator[tuple[Owner, ir.Graph | ir.Function]]:
-    """Every graph of a model with the main graph or function it belongs to: main graph, functions, all subgraphs."""
-    for root in (model.graph, *model.functions.values()):
-        yield root, root
-        for subgraph in root.subgraphs():
-            yield root, subgraph
-
-
-def walk(model: ir.Model) -> Iterator[tuple[Owner, ir.Node]]:
-    """Every node of a model, main graph and functions with their subgraphs, with the main graph or function it is in."""
-    for root in (model.graph, *model.functions.values()):
-        for node in root.all_nodes():
-            yield root, node
 
 
 def find_weights(model: ir.Model) -> Inventory:
@@ -199,10 +166,10 @@ def find_weights(model: ir.Model) -> Inventory:
     for _root, node in walk(model):
         if node.domain not in STANDARD_DOMAINS:
             continue
-        for operand in _WEIGHT_OPERANDS.get(node.op_type, ()):
+        for operand in WEIGHT_OPERANDS.get(node.op_type, ()):
             if operand >= len(node.inputs):
                 continue
-            for value, axis in _sources(node.inputs[operand], _channel_axis(node, operand), arguments):
+            for value, place in _sources(node.inputs[operand], channel_axis(node, operand), arguments):
                 dequantize = value.producer() if not is_constant(value) else None
                 stored = dequantize.inputs[0] if dequantize is not None else value
                 if stored is None or id(stored) in seen or id(stored) in declined:
@@ -211,8 +178,7 @@ def find_weights(model: ir.Model) -> Inventory:
                 if reason:
                     declined[id(stored)] = LeftOut(names[id(stored)], reason)
                     continue
-                if dequantize is not None:
-                    axis = _dequantize_axis(dequantize)
+                axis = counted_from_the_front(value, place) if dequantize is None else _dequantize_axis(dequantize)
                 weight = Weight(
                     names[id(stored)], value, _holder(model, stored), node.op_type, node, operand, axis, dequantize
                 )
@@ -236,24 +202,28 @@ def _function_arguments(model: ir.Model) -> dict[int, list[ir.Value]]:
 
 
 def _names(model: ir.Model) -> dict[int, str]:
-    """A unique name for every constant, by identity."""
+    """A unique name for every constant, by identity; `<name>.words` is free for its stored words."""
     found: list[tuple[int, str, str]] = []
+    taken: set[str] = set()
     for root, graph in graphs_of(model):
         scope = f"{root.domain}::{root.name}" if isinstance(root, ir.Function) else ""
         local = graph.graph if isinstance(graph, ir.Function) else graph
         constants = [*local.initializers.values()]
         constants += [output for node in graph if node.op_type == "Constant" for output in node.outputs]
-        for value in constants:
-            found.append((id(value), scope, value.name or "constant"))
+        found += [(id(value), scope, value.name or "constant") for value in constants]
+        taken.update(str(value.name) for value in (*graph.inputs, *local.initializers.values()))
+        for node in graph:
+            taken.add(str(node.name))
+            taken.update(str(output.name) for output in node.outputs)
     count = Counter((scope, name) for _key, scope, name in found)
-    used: Counter[tuple[str, str]] = Counter()
+    given: set[str] = set()
     names: dict[int, str] = {}
     for key, scope, name in found:
-        unique = f"{scope}/{name}" if scope else name
-        if count[scope, name] > 1:  # the same name in two branches of an If
-            used[scope, name] += 1
-            unique += f"#{used[scope, name]}"
-        names[key] = unique
+        plain = f"{scope}/{name}" if scope else name
+        numbered = (f"{plain}#{number}" for number in itertools.count(1))
+        candidates = numbered if count[scope, name] > 1 else itertools.chain([plain], numbered)  # branches of an If
+        names[key] = next(c for c in candidates if c not in given and f"{c}.words" not in taken)
+        given.add(names[key])
     return names
 
 
@@ -282,55 +252,9 @@ def _sources(
     elif producer.domain in STANDARD_DOMAINS and producer.op_type == "DequantizeLinear":
         if is_constant(producer.inputs[0]):
             yield value, axis
-    elif producer.domain in STANDARD_DOMAINS and producer.op_type in _LAYOUT_OPERATORS:
+    elif producer.domain in STANDARD_DOMAINS and producer.op_type in LAYOUT_OPERATORS:
         for source, _axis in _sources(producer.inputs[0], None, arguments):
-            yield source, _axis_before(producer, source, axis)
-
-
-def _axis_before(layout: ir.Node, source: ir.Value, axis: int | None) -> int | None:
-    """The axis of the constant that becomes `axis` of the layout operator's output, if one does."""
-    if axis is None or layout.inputs[0] is not source:
-        return None  # a chain of layouts: one scale a tensor
-    if layout.op_type == "Identity":
-        return axis
-    if layout.op_type == "Transpose":
-        rank = len(source.shape or ())
-        order = layout.attributes["perm"].as_ints() if "perm" in layout.attributes else range(rank)[::-1]
-        return int(order[axis])
-    before = tuple(constant_tensor(source).shape)
-    after = tuple(layout.outputs[0].shape or ())
-    if layout.op_type == "Reshape" and not after and is_constant(layout.inputs[1]):
-        wanted = [int(n) for n in np.ravel(constant_array(layout.inputs[1]))]  # type: ignore[arg-type]
-        known = int(np.prod([n for n in wanted if n > 0]))
-        after = tuple(n if n > 0 else int(np.prod(before)) // known for n in wanted)
-    if any(not isinstance(n, int) for n in after) or axis >= len(after):
-        return None
-    for index, length in enumerate(before):  # same extent, same number of elements behind it
-        if length == after[axis] and np.prod(before[index + 1 :]) == np.prod(after[axis + 1 :]):
-            return index
-    return None
-
-
-def _channel_axis(node: ir.Node, operand: int) -> int | None:
-    source = node.inputs[operand]
-    rank = len(source.shape) if source is not None and source.shape is not None else None
-    if rank is None and is_constant(source):
-        rank = len(constant_tensor(source).shape)  # type: ignore[arg-type]
-    match node.op_type:
-        case "Conv":
-            return 0
-        case "ConvTranspose":
-            return 1
-        case "Gemm":
-            transposed = node.attributes["transB" if operand else "transA"].as_int() if (
-                ("transB" if operand else "transA") in node.attributes
-            ) else 0
-            return int(transposed == 0) if operand else int(transposed != 0)
-        case "MatMul" if rank is not None and rank >= 2:
-            return rank - 1 if operand else rank - 2
-        case "Gather" if rank is not None and rank >= 2:
-            return rank - 1
-    return None
+            yield source, axis_before(producer, source, axis)
 
 
 def _dequantize_axis(node: ir.Node) -> int | None:
@@ -371,17 +295,31 @@ def _why_not(node: ir.Node, value: ir.Value, stored: ir.Value, dequantize: ir.No
 def _others(
     model: ir.Model, seen: dict[int, Weight], declined: dict[int, LeftOut], names: dict[int, str]
 ) -> Iterator[LeftOut]:
-    """Float constants that no weight operand reads, and custom operators."""
+    """Constants that no weight operand reads, and custom operators."""
     for _root, graph in graphs_of(model):
         local = graph.graph if isinstance(graph, ir.Function) else graph
-        for value in local.initializers.values():
-            if id(value) in seen or id(value) in declined or value.const_value is None:
+        nodes = [node for node in graph if node.op_type == "Constant" and node.domain in STANDARD_DOMAINS]
+        for value in (*local.initializers.values(), *(output for node in nodes for output in node.outputs)):
+            if id(value) in seen or id(value) in declined or not value.uses():
                 continue
-            if value.dtype in FLOAT_TYPES and value.uses():
+            if not is_constant(value):
+                yield LeftOut(names[id(value)], "sparse, or given by an attribute of the function's call")
+            elif _may_be_weights(value):
                 yield LeftOut(names[id(value)], _role(value))
-    for operator in sorted({str(node.op_identifier()[:2]) for _root, node in walk(model) if _is_foreign(model, node)}):
-        domain, op_type = operator.strip("()").replace("'", "").split(", ")
+    foreign = {node.op_identifier()[:2] for _root, node in walk(model) if _is_foreign(model, node)}
+    for domain, op_type in sorted(foreign):
         yield LeftOut(f"{domain}::{op_type}", "custom operator: kept untouched")
+
+
+def _may_be_weights(value: ir.Value) -> bool:
+    """Whether a constant may hold something trained: floats or small integers.
+
+    Scalars of Constant nodes are the graph's own numbers (an epsilon, a factor), not stored parameters.
+    """
+    tensor = constant_tensor(value)
+    if tensor.dtype in FLOAT_TYPES:
+        return value.is_initializer() or tensor.size > 1
+    return tensor.size > 1 and tensor.dtype in _SMALL_INTEGERS
 
 
 def _is_foreign(model: ir.Model, node: ir.Node) -> bool:
@@ -391,8 +329,10 @@ def _is_foreign(model: ir.Model, node: ir.Node) -> bool:
 def _role(value: ir.Value) -> str:
     use = next(iter(value.uses()))
     op_type = use.node.op_type
-    if op_type in _WEIGHT_OPERANDS and use.idx == 2:
+    if op_type in WEIGHT_OPERANDS and use.idx == 2:
         return f"bias of {op_type}: kept in safe storage"
     if op_type in {"LSTM", "GRU", "RNN"}:
         return f"weights of {op_type}: this operator is not hardened yet"
+    if op_type in _INTEGER_OPERATORS:
+        return f"input {use.idx} of {op_type}: integer operators are not hardened; export the model in QDQ form"
     return f"input {use.idx} of {op_type}: not a weight operand"

@@ -6,21 +6,20 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
   using namespace qtaml;
   const void* const* table = base->GetApi(ort::kApiVersion);
   if (table == nullptr) {
-    // Too old an onnxruntime. Slot 0 of its oldest table makes the status.
-    const ort::Api* none = nullptr;
-    (void)none;
-    const void* const* oldest = base->GetApi(1);
-    if (oldest == nullptr) return nullptr;
-    const auto create_status = reinterpret_cast<OrtStatus* (*)(int, const char*)>(const_cast<void*>(oldest[0]));
-    return create_status(ort::kFail, "qtaml: this onnxruntime is too old; version 1.17 or later is needed");
+    // Slot 0 of every version makes a status.
+    const void* const* first_version = base->GetApi(1);
+    const auto create_status = reinterpret_cast<OrtStatus* (*)(int, const char*)>(const_cast<void*>(first_version[0]));
+    return create_status(ort::kFail, "qtaml: this onnxruntime is too old; install 1.17 or later");
   }
   static const ort::Api api(table);
   // One domain for the process, never released: sessions refer to it for as long as they live.
   static OrtCustomOpDomain* domain = nullptr;
-  static OrtStatus* const failed = [] {
-    if (OrtStatus* status = api.CreateCustomOpDomain("qtaml", &domain)) return status;
-    return api.CustomOpDomain_Add(domain, fault_inject_op(api));
+  static const bool made = [] {
+    OrtStatus* status = api.CreateCustomOpDomain("qtaml", &domain);
+    if (status == nullptr) status = api.CustomOpDomain_Add(domain, fault_inject_op(api));
+    if (status != nullptr) api.ReleaseStatus(status);
+    return status == nullptr;
   }();
-  if (failed != nullptr) return api.CreateStatus(ort::kFail, "qtaml: the operator domain could not be made");
+  if (!made) return api.CreateStatus(ort::kFail, "qtaml: onnxruntime refuses the operator domain");
   return api.AddCustomOpDomain(options, domain);
 }

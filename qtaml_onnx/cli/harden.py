@@ -45,6 +45,9 @@ def harden(
         float | None,
         typer.Option("--target", help="Find the smallest budget that keeps this share of the clean metric."),
     ] = None,
+    no_bias_correction: Annotated[
+        bool, typer.Option("--no-bias-correction", help="No self-correcting biases (they need --calibration).")
+    ] = False,
     per_tensor_scales: o.PerTensor = False,
     include: o.Include = None,
     exclude: o.Exclude = None,
@@ -82,7 +85,7 @@ def harden(
     if emit_faulty is not None and emit_faulty.absolute() == output.absolute():
         raise InputError("--emit-faulty and -o name the same file; give two")
     chosen = HardenOptions(
-        method, bits, budget, target, per_tensor_scales, include or (), exclude or (), trials, seed, workers,
+        method, bits, budget, target, per_tensor_scales, not no_bias_correction, include or (), exclude or (), trials, seed, workers,
         confidence, fail_under,
     )  # fmt: skip
     chosen.check(evaluation is not None)

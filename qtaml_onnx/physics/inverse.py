@@ -23,7 +23,7 @@ VARIABLES: tuple[Variable, ...] = ("thickness", "voltage", "retention", "tempera
 DIRECTIONS: tuple[Direction, ...] = ("worst", "01", "10")
 
 _UNITS = {"thickness": "nm", "voltage": "V", "retention": "s", "temperature": "K"}
-_GRID = 161
+_GRID = 97
 _TINY = 1e-300
 _LEAST_SENSITIVITY = 1e-7  # |d ln p / d ln x| below which rounding of p hides x
 

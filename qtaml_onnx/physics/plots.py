@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.physics.cell import state_cases
@@ -20,32 +21,23 @@ from qtaml_onnx.physics.units import format_duration, parse_duration
 
 __all__ = ["PANELS", "device_figure", "save_figure"]
 
+Floats = NDArray[np.float64]
+
 _POINTS = 200
 _COLOURS = {"01": "#0072b2", "10": "#d55e00"}  # told apart by readers with any colour vision
 _LABELS = {"01": "p01: 0 read as 1", "10": "p10: 1 read as 0"}
-_TICKS = tuple(
-    f"{number}{unit}"
-    for unit, numbers in (
-        ("ns", (1, 10, 100)),
-        ("us", (1, 10, 100)),
-        ("ms", (1, 10, 100)),
-        ("s", (1, 10)),
-        ("min", (1, 10)),
-        ("h", (1, 10)),
-        ("d", (3, 30)),
-        ("y", (1, 10, 100, 1000)),
-    )
-    for number in numbers
-)
+_TICKS = [f"{number}{unit}" for unit in ("ns", "us", "ms") for number in (1, 10, 100)]
+_TICKS += ["1s", "10s", "1min", "10min", "1h", "10h", "3d", "30d", "1y", "10y", "100y", "10000y"]
 
 
-def _pair(axes: Axes, x: np.ndarray, rates: tuple[np.ndarray, np.ndarray]) -> None:
+def _pair(axes: Axes, x: Floats, rates: tuple[Floats, Floats], own: tuple[Floats, Floats]) -> None:
     for key, values, style in zip(("01", "10"), rates, ("-", "--"), strict=True):
         axes.plot(x, values, style, color=_COLOURS[key], label=_LABELS[key])
     axes.set_yscale("log")
     top = float(max(np.max(rates[0]), np.max(rates[1]), 1e-300))
     lowest = float(min(np.min(rates[0]), np.min(rates[1])))
-    axes.set_ylim(max(top * 1e-13, lowest / 2), min(1.5, top * 3))
+    deepest = min(top * 1e-13, max(float(min(own)), 1e-300) / 10)  # the device's own rates stay in sight
+    axes.set_ylim(max(deepest, lowest / 2), min(1.5, top * 3))
     axes.set_ylabel("flip probability")
     axes.legend(frameon=False)
 
@@ -68,7 +60,7 @@ def _transmission(axes: Axes, device: Device, cell: str | None) -> None:
 
 def _retention(axes: Axes, device: Device, cell: str | None) -> None:
     time = device.retention.value * np.geomspace(1e-4, 1e4, _POINTS)
-    _pair(axes, time, device.cell_rates(cell, retention_s=time))
+    _pair(axes, time, device.cell_rates(cell, retention_s=time), device.cell_rates(cell))
     axes.set_xscale("log")
     ticks = [parse_duration(text) for text in _TICKS]
     shown = [(tick, text) for tick, text in zip(ticks, _TICKS, strict=True) if time[0] <= tick <= time[-1]]
@@ -80,7 +72,7 @@ def _retention(axes: Axes, device: Device, cell: str | None) -> None:
 
 def _temperature(axes: Axes, device: Device, cell: str | None) -> None:
     temperature = np.linspace(200.0, 500.0, _POINTS)
-    _pair(axes, temperature, device.cell_rates(cell, temperature_k=temperature))
+    _pair(axes, temperature, device.cell_rates(cell, temperature_k=temperature), device.cell_rates(cell))
     if device.temperature_k:
         axes.axvline(device.temperature_k.value, color="0.6", linewidth=0.8)
     axes.set_xlabel("temperature (K)")
@@ -89,7 +81,7 @@ def _temperature(axes: Axes, device: Device, cell: str | None) -> None:
 def _variation(axes: Axes, device: Device, cell: str | None) -> None:
     spec = device.cell(cell)
     sigma = np.linspace(0.0, 0.08, _POINTS) * spec.thickness_nm
-    _pair(axes, sigma, device.cell_rates(cell, sigma_thickness_nm=sigma))
+    _pair(axes, sigma, device.cell_rates(cell, sigma_thickness_nm=sigma), device.cell_rates(cell))
     axes.axvline(spec.sigma_thickness_nm.value, color="0.6", linewidth=0.8)
     axes.set_xlabel("standard deviation of the thickness (nm)")
 

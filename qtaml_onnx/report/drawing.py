@@ -1,8 +1,8 @@
 """What all pictures share: size, colours, style, and the way from matplotlib to SVG inside the page.
 
-Colours are the page's CSS variables, so that light, dark and print all work. Each picture is 360 units wide with text of
-7 to 9 units: legible one to one on a phone, larger on a desk. Pictures are made with `matplotlib.figure.Figure` alone,
-without pyplot's global state, and are the same bytes for the same report.
+Colours are the page's CSS variables, so that light, dark and print all work. Each picture is 360 units wide with text
+of 7 to 9 units: legible one to one on a phone, larger on a desk. Pictures are made with `matplotlib.figure.Figure`
+alone, without pyplot's global state, and are the same bytes for the same report.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _VARIABLES = (
 COLOUR = {name: f"#0000{number:02x}" for number, name in enumerate(_VARIABLES, 1)}
 _VARIABLE = {colour: f"var(--{name})" for name, colour in COLOUR.items()}
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # Any: matplotlib releases differ in the type of their settings
     "svg.fonttype": "none",
     "text.parse_math": False,  # a $ in a tensor's name is a $
     "font.size": 9.0,
@@ -69,8 +69,9 @@ _STYLE = {
 @contextmanager
 def drawing(name: str) -> Iterator[None]:
     """The style of the pictures; identifiers in the SVG are salted with the picture's name and so differ in a page."""
-    style: Any = {**_STYLE, "svg.hashsalt": name}  # Any: matplotlib releases differ in the type of this mapping
-    with mpl.rc_context(style), warnings.catch_warnings():
+    with mpl.rc_context(), warnings.catch_warnings():
+        mpl.rcdefaults()  # a user's matplotlibrc has no say
+        mpl.rcParams.update({**_STYLE, "svg.hashsalt": name})
         # Names may be in any script: the browser has the fonts, matplotlib only guesses the width.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         yield

@@ -27,6 +27,7 @@ from qtaml_onnx.report.text import (
     format_rate,
     format_share,
     format_significant,
+    has_interval,
     visible,
 )
 
@@ -163,6 +164,7 @@ def render_html(report: Report, plan: StoragePlan | None = None) -> str:
         report=report,
         results=results,
         headline=headline,
+        has_interval=has_interval,
         designed=_designed(report),
         even_rates=len({*report.fault_model.p01, *report.fault_model.p10}) == 1,
         sizes=[math.prod(t.shape) for t in report.tensors],
@@ -238,11 +240,14 @@ def _pictures(report: Report, results: list[EvaluationResult]) -> _Pictures:
 
 
 def _spoken(results: list[EvaluationResult]) -> str:
-    return " ".join(
-        f"{r.variant}{f' at {format_rate(r.flip_rate)}' if r.flip_rate > 0 else ''}: {format_percent(r.mean)}"
-        f" ({format_percent(r.ci_low)} to {format_percent(r.ci_high)})."
-        for r in results
-    )
+    return " ".join(map(_spoken_result, results))
+
+
+def _spoken_result(result: EvaluationResult) -> str:
+    rate = f" at {format_rate(result.flip_rate)}" if result.flip_rate > 0 else ""
+    ends = f"{format_percent(result.ci_low)} to {format_percent(result.ci_high)}"
+    interval = ends if has_interval(result.trials, result.interval) else "a single trial"
+    return f"{result.variant}{rate}: {format_percent(result.mean)} ({interval})."
 
 
 def _spoken_map(report: Report) -> str:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from qtaml_onnx.report.drawing import COLOUR, WIDTH, add_boxes, add_legend, drawing, new_axes, new_figure, to_svg
 from qtaml_onnx.report.schema import EvaluationResult, TensorSection
-from qtaml_onnx.report.text import format_percent, format_rate, format_significant, shorten, visible
+from qtaml_onnx.report.text import format_percent, format_rate, format_significant, has_interval, shorten, visible
 
 __all__ = ["MAP_ROWS", "map_groups", "protection_svg", "sweep_svg", "variants_svg"]
 
@@ -48,7 +48,7 @@ def sweep_svg(results: Sequence[EvaluationResult], designed: float, metric: str,
                 continue
             x = [p.flip_rate for p in points]
             colour = COLOUR[variant]
-            low, high = [p.ci_low for p in points], [p.ci_high for p in points]
+            low, high = zip(*map(_ends, points), strict=True)
             axes.fill_between(x, low, high, color=colour, alpha=0.22, linewidth=0)
             axes.plot(
                 x, [p.mean for p in points], color=colour, linestyle=line, marker=_MARKER[variant], markersize=4,
@@ -76,6 +76,13 @@ def sweep_svg(results: Sequence[EvaluationResult], designed: float, metric: str,
         figure.text(0.01, 0.99, visible(metric), va="top")
         add_legend(figure, ncols=4, top=0.945)
         return to_svg(figure, "sweep", "Accuracy against flip rate", description)
+
+
+def _ends(result: EvaluationResult) -> tuple[float, float]:
+    """The ends of the interval; the mean itself where there is none."""
+    if has_interval(result.trials, result.interval):
+        return result.ci_low, result.ci_high
+    return result.mean, result.mean
 
 
 def _percent_ticks(axes: Axes, axis: Literal["x", "y"]) -> None:
@@ -106,7 +113,7 @@ def variants_svg(results: Sequence[EvaluationResult], metric: str, description: 
         for row, result in enumerate(results):
             colour = COLOUR[result.variant]
             axes.plot(
-                [result.ci_low, result.ci_high],
+                _ends(result),
                 [row, row],
                 color=colour,
                 linewidth=5,
@@ -150,7 +157,7 @@ def protection_svg(tensors: Sequence[TensorSection], description: str) -> str:
         cells = new_axes(figure, 116, top, pitch * planes, height)
         _draw_cells(cells, tensors, groups, planes)
         cells.set_yticks(range(len(groups)), [_row_label(tensors, group) for group in groups], size=8)
-        every = 1 if pitch > 10 else 2
+        every = 1 if pitch > 12 else 2  # numbers of two digits need room
         cells.set_xticks(
             [planes - 1 - k for k in range(0, planes, every)], [str(k) for k in range(0, planes, every)], size=8
         )

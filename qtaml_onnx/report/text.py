@@ -11,6 +11,7 @@ __all__ = [
     "format_rate",
     "format_share",
     "format_significant",
+    "has_interval",
     "shorten",
     "visible",
 ]
@@ -95,3 +96,8 @@ def format_decibel(value: float) -> str:
 def format_count(value: int) -> str:
     """An integer in groups of three digits."""
     return _signed(f"{value:,}".replace(",", _THIN))
+
+
+def has_interval(trials: int, interval: str) -> bool:
+    """Whether a result has an interval that says anything: not a single trial of random faults."""
+    return trials > 1 or interval != "t"

@@ -17,6 +17,7 @@ weights at hand.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -41,8 +42,10 @@ __all__ = ["MAX_DESIGN_BITS", "design_channel_optimized"]
 
 MAX_DESIGN_BITS = 12
 _ATOMS = 8192  # groups of neighbouring weights that the design sees, for each of two ways of grouping
+_CHUNK = 1 << 20  # weights squared at a time in float64
 _TOLERANCE = 1e-7  # relative gain of one alternation at which it has converged
 _GRID_BITS = 10  # 2^10 − 1 points carry boundaries from one source to another
+_NOTHING = 1e-12  # share of the variance that is rounding, not error
 _PILOT = 25  # alternations that each start gets before the best go on
 _FULL = 300
 _REFERENCE_STEPS = (1000, 400)  # annealing steps (one cell moved) a round of a reference, up to 8 bits and beyond
@@ -96,7 +99,8 @@ def _group(x: FloatArray, importance: FloatArray | None) -> _Source:
     if importance is None or order is None:
         weight = np.diff(np.append(starts, size)).astype(np.float64)
         first = np.add.reduceat(ordered, starts, dtype=np.float64)
-        second = float(np.dot(ordered.astype(np.float64), ordered))
+        chunks = (ordered[start : start + _CHUNK].astype(np.float64) for start in range(0, size, _CHUNK))
+        second = math.fsum(float(chunk @ chunk) for chunk in chunks)
     else:
         scale = importance[order]
         weight = np.add.reduceat(scale, starts)
@@ -161,6 +165,8 @@ def _alternate(source: _Source, rates: FlipRates, start: _Design, iterations: in
 
 def _anneal(source: _Source, rates: FlipRates, design: _Design, steps: int, heat: float, seed: int) -> _Design:
     """Anneal the index assignment of ``design``, then alternate again; the better of before and after."""
+    if design.mse <= _NOTHING * source.variance:
+        return design
     cells = source.cells(design.boundaries)
     live = cells[0] > 0.0
     temperature = heat * design.mse * source.total
@@ -238,8 +244,8 @@ def design_channel_optimized(
     read-out at equal bits, on exactly these weights: if the search found nothing better, that code is returned.
 
     Args:
-        x: normalised weights (the largest magnitude about 1), any shape, finite; all weights of the tensor rather than
-            a sample, as the guarantee is about the weights given.
+        x: weights, any scale and shape, finite; all weights of the tensor rather than a sample, as the guarantee is
+            about the weights given (its two's complement fills [−1, 1]).
         rates: flip rates; planes above ``bits`` are ignored.
         bits: word length, 1 to 12; that of the rates if None.
         importance: how much each weight's squared error matters, broadcastable to ``x``, non-negative.

@@ -247,7 +247,10 @@ def restored_posterior_mean(code: Code, rates: FlipRates, sums: WordSums, streng
     """The posterior mean d with its shrinkage undone: μ + (d − μ)/g^strength, g = Var[d(v)]/Var[x].
 
     For the posterior mean Cov[d, x] = Var[d], so that strength 1 gives the regression of the read-out on the weight
-    slope 1 (no shrinkage of the weights on average) and strength 1/2 makes the read-out's variance the weights' own.
+    slope 1: no shrinkage of the weights on average. Of all read-outs with that slope it has the least mean-square error
+    (minimise E[T²] subject to E[T x] = E[x²] on centred variables: T ∝ E[x | v]). It suits layers that add up many
+    weights, where independent errors average out and a common gain does not. Strength 1/2 gives the read-out the
+    weights' own variance, strength 0 is the posterior mean.
 
     Where the weights are all equal, or the channel carries nothing (g = 0), it stays the posterior mean.
     """

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.linalg import expm
@@ -43,6 +43,7 @@ THRESHOLD = CellSpec.model_validate(
 )
 
 
+@settings(deadline=None)
 @given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3), st.floats(1e-4, 1e2))
 def test_exchange_solves_its_master_equation(gain: float, loss: float, time: float) -> None:
     evolution = expm(np.array([[-gain, gain], [loss, -loss]]) * time)
@@ -61,6 +62,7 @@ def test_exchange_limits() -> None:
     assert (float(p01), float(p10)) == (0.0, 0.0)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 400), st.data(), st.floats(1e-6, 0.999))
 def test_threshold_is_the_binomial_tail(electrons: int, data: st.DataObject, fraction: float) -> None:
     critical = data.draw(st.integers(1, electrons))
@@ -213,6 +215,7 @@ def test_durations(text: str | float, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds, rel=1e-15)
 
 
+@settings(deadline=None)
 @given(st.floats(1e-9, 1e11))
 def test_a_formatted_duration_reads_back(seconds: float) -> None:
     assert parse_duration(format_duration(seconds)) == pytest.approx(seconds, rel=5e-4)

@@ -169,6 +169,21 @@ def test_restored_gain(strength: float) -> None:
     assert conditional[stored].mean() == pytest.approx(x.mean(), abs=1e-12)
 
 
+def test_restored_gain_is_the_least_error_of_all_readouts_of_slope_one() -> None:
+    rng = np.random.default_rng(10)
+    code, rates = uniform_code("gray", 5), FlipRates.uniform(0.1, 5)
+    x = rng.standard_normal(3000) * 0.3
+    x -= x.mean()
+    sums = word_sums(code, x)
+    best = restored_posterior_mean(code, rates, sums).table
+    received = sums.first @ transition_matrix(rates)  # E[T x] is received @ T / count
+    for _ in range(20):
+        change = 1e-3 * rng.standard_normal(32)
+        change -= received * (received @ change) / (received @ received)  # keeps the slope
+        least, other = (error_moments(ReadOut("t", table), rates, sums).mse for table in (best, best + change))
+        assert other > least
+
+
 @ALL_READOUTS
 @pytest.mark.parametrize("value", [0.0, 0.3])
 def test_equal_weights_and_unread_words_stay_finite(kind: str, value: float) -> None:

@@ -1,0 +1,71 @@
+"""Which axis of a stored constant runs over the output channels of the operator that reads it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qtaml_onnx.graph import constant_array, constant_tensor, is_constant
+
+__all__ = ["axis_before", "channel_axis", "counted_from_the_front"]
+
+
+def axis_before(layout: ir.Node, source: ir.Value, axis: int | None) -> int | None:
+    """The axis of the constant that becomes `axis` of the layout operator's output, if one does."""
+    if axis is None or layout.inputs[0] is not source or not is_constant(source):
+        return None  # a chain of layouts: one scale a tensor; behind a DequantizeLinear the axis is its own
+    if layout.op_type == "Identity":
+        return axis
+    before = tuple(constant_tensor(source).numpy().shape)
+    if layout.op_type == "Transpose":
+        order = (
+            list(layout.attributes["perm"].as_ints()) if "perm" in layout.attributes else [*range(len(before))][::-1]
+        )
+        return int(order[axis]) if -len(order) <= axis < len(order) else None
+    after = tuple(layout.outputs[0].shape or ())
+    if layout.op_type == "Reshape" and is_constant(layout.inputs[1]):
+        after = _reshaped(before, constant_array(layout.inputs[1]), layout)  # type: ignore[arg-type]
+    if any(not isinstance(n, int) for n in after) or not -len(after) <= axis < len(after):
+        return None
+    axis %= len(after)
+    for index, length in enumerate(before):  # same extent, same number of elements behind it
+        if length == after[axis] and math.prod(before[index + 1 :]) == math.prod(after[axis + 1 :]):
+            return index
+    return None
+
+
+def _reshaped(before: tuple[int, ...], wanted: NDArray[np.generic], layout: ir.Node) -> tuple[int, ...]:
+    """The shape that a Reshape gives: 0 copies an extent (unless `allowzero`), −1 takes what is left."""
+    keeps_zero = "allowzero" in layout.attributes and layout.attributes["allowzero"].as_int()
+    shape = [int(n) for n in np.ravel(wanted)]
+    if not keeps_zero:
+        shape = [before[i] if n == 0 and i < len(before) else n for i, n in enumerate(shape)]
+    known = math.prod(n for n in shape if n >= 0)
+    return tuple(n if n >= 0 else math.prod(before) // max(known, 1) for n in shape)
+
+
+def channel_axis(node: ir.Node, operand: int) -> int | None:
+    """The axis of output channels in an operand; negative ones count from the end, as its rank may be unknown here."""
+    match node.op_type:
+        case "Conv":
+            return 0
+        case "ConvTranspose":
+            return 1
+        case "Gemm":
+            name = "transB" if operand else "transA"
+            transposed = name in node.attributes and node.attributes[name].as_int() != 0
+            return int(transposed != bool(operand))
+        case "MatMul":
+            return -1 if operand else -2
+        case "Gather":
+            return -1
+    return None
+
+
+def counted_from_the_front(value: ir.Value, axis: int | None) -> int | None:
+    """The axis as an index into the constant's shape; None where the constant is a vector or has no such axis."""
+    rank = len(constant_tensor(value).shape)
+    return axis % rank if axis is not None and rank >= 2 and -rank <= axis < rank else None
