@@ -4,9 +4,9 @@ The bias b of a layer becomes
 
     b̂ = c − Σ Ŵ · x̄ · coverage          Mul, [Mul,] ReduceSum, Sub
 
-on constants: onnxruntime computes it once at load, and nothing of it is left at inference. c = b + W·x̄ is the mean output
-of the clean layer and takes the place of b; x̄ is the mean of the layer's input a channel; the coverage of a kernel tap is
-the share of positions at which it does not meet padding. Whatever the faults are, the mean of the layer's output stays.
+on constants: onnxruntime computes it once at load, and nothing of it is left at inference. c = b + W·x̄ is the mean
+output of the clean layer and takes the place of b; x̄ is the mean of the layer's input a channel; the coverage of a kernel
+tap is the share of positions at which it does not meet padding. Whatever the faults are, the mean of the output stays.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def _correct(model: ir.Model, name: str, last: ir.Node, plan: BiasPlan, names: N
     """`last` is the operator, or the Add behind a MatMul."""
     node, slot = last, 2
     if last.op_type == "Add":
-        slot, node = next(
-            (1 - i, value.producer()) for i, value in enumerate(last.inputs)
-            if value is not None and (producer := value.producer()) is not None and producer.op_type == "MatMul"
-        )  # fmt: skip
-    weight = node.inputs[1] if node is not None else None
+        for index, value in enumerate(last.inputs):
+            producer = value.producer() if value is not None else None
+            if producer is not None and producer.op_type == "MatMul":
+                node, slot = producer, 1 - index
+    weight = node.inputs[1]
     if weight is None or weight.dtype is None:
         raise InputError(f"the weights of '{name}' have no type; run shape inference on the model")
     nodes: list[ir.Node] = []

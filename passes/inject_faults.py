@@ -14,6 +14,7 @@ import onnx_ir as ir
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.graph import Owner, graphs_of
+from qtaml_onnx.modelio import FAULT_DOMAIN
 from qtaml_onnx.passes._graph import Carrier, NameTable, add_input
 from qtaml_onnx.plan import StoragePlan
 
@@ -21,7 +22,7 @@ __all__ = ["DOMAIN", "RATES_INPUT", "SEED_INPUT", "InjectFaults", "allow_default
 
 logger = logging.getLogger(__name__)
 
-DOMAIN = "qtaml"
+DOMAIN = FAULT_DOMAIN
 SEED_INPUT = "qtaml_seed"
 RATES_INPUT = "qtaml_flip_rates"
 _INPUTS_WITH_DEFAULTS = 4

@@ -5,9 +5,10 @@ A float weight W becomes
     affine   W = (Cast(words) − offset) · scale                 Cast, [Sub,] Mul
     table    W = Cast(table)[Cast(words)] · scale               Cast, Cast, Gather, Mul
 
-all on constants, so that onnxruntime computes W once at load and nothing of it is left at inference. A quantised weight
-keeps its DequantizeLinear, whose words become `table[words]` (folded as well) and whose scale and zero point are
-replaced: what onnxruntime makes of integer words, it still makes.
+and where the model's own type is another, a Cast to it (and a Reshape to the same shape, which keeps half-precision
+rounding in place). All is on constants, so that onnxruntime computes W once at load and nothing of it is left at
+inference. A quantised weight keeps its DequantizeLinear, whose words become `table[words]` (folded as well) and whose
+scale and zero point are replaced: what onnxruntime makes of integer words, it still makes.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ class StoreWeights(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites in place; raises InputError if the plan is of another model."""
         weights = {weight.name: weight for weight in find_weights(model).weights}
-        names = NameTable(model)
+        names, tables = NameTable(model), _Tables()
         for tensor in self.plan.tensors:
             weight = weights.get(tensor.name)
             if weight is None or weight.shape != tensor.shape:
                 raise InputError(f"the plan's tensor '{tensor.name}' {list(tensor.shape)} is not in this model")
             if weight.dequantize is None:
-                _store_float(model, weight, tensor, names)
+                _store_float(model, weight, tensor, names, tables)
             else:
                 _store_quantised(model, weight, tensor, names)
             logger.debug("store %s: %d-bit %s, %s", tensor.name, tensor.bits, tensor.code.kind, tensor.readout)
@@ -58,7 +59,25 @@ class StoreWeights(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(self.plan.tensors))
 
 
-def _store_float(model: ir.Model, weight: Weight, plan: TensorPlan, names: NameTable) -> None:
+class _Tables:
+    """Tables stored already, so that tensors of one graph that share a code book share its table.
+
+    Not where constants are nodes (in functions, and in subgraphs before IR version 4), which have an order.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, str, tuple[float, ...] | None], ir.Value] = {}
+
+    def get(self, owner: ir.Graph | ir.Function, plan: TensorPlan) -> ir.Value | None:
+        return self._known.get((id(owner), plan.table_type, plan.table))
+
+    def keep(self, owner: ir.Graph | ir.Function, plan: TensorPlan, value: ir.Value) -> ir.Value:
+        if value.producer() is None:
+            self._known[id(owner), plan.table_type, plan.table] = value
+        return value
+
+
+def _store_float(model: ir.Model, weight: Weight, plan: TensorPlan, names: NameTable, tables: _Tables) -> None:
     old = weight.value
     owner = weight.owner
     words = encode_tensor(plan, constant_array(old))
@@ -81,14 +100,26 @@ def _store_float(model: ir.Model, weight: Weight, plan: TensorPlan, names: NameT
         if plan.offset:
             value = then("Sub", [value, constant("offset", np.asarray(plan.offset, dtype=np.float32))])
     else:
-        table = constant("table", table_array(plan))
+        table = tables.get(owner, plan)
+        if table is None:
+            table = tables.keep(owner, plan, constant("table", table_array(plan)))
         if plan.table_type != "FLOAT":
             table = then("Cast", [table], {"to": ir.DataType.FLOAT})
         index = then("Cast", [stored], {"to": ir.DataType.INT32})
         value = then("Gather", [table, index], {"axis": 0})
-    value = then("Mul", [value, constant("scale", scales)])
+    scale = constant("scale", scales)
+    if plan.input_scales is not None:
+        columns = np.asarray(plan.input_scales, dtype=np.float16)
+        columns = constant("input_scale", along_channels(columns, words.ndim, plan.input_axis))
+        scale = then("Mul", [scale, then("Cast", [columns], {"to": ir.DataType.FLOAT})])
+    value = then("Mul", [value, scale])
     if old.dtype not in (None, ir.DataType.FLOAT):
         value = then("Cast", [value], {"to": int(ir.DataType[plan.dtype])})
+        if ir.DataType[plan.dtype].itemsize < ir.DataType.FLOAT.itemsize:
+            # A CPU without half-precision kernels casts back, and onnxruntime drops the two casts, rounding and all, where
+            # the weight is not constant (under faults). A Reshape between them keeps the rounding.
+            shape = constant("shape", np.asarray(words.shape, dtype=np.int64))
+            value = then("Reshape", [value, shape])
     value.type, value.shape = ir.TensorType(ir.DataType[plan.dtype]), ir.Shape(words.shape)
     _take_place(old, value, owner, nodes, stored)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 __all__ = ["Option", "best_within", "greedy_sequence", "lower_hull", "uniform_sequence"]
 
@@ -48,7 +49,7 @@ def _segments(tensors: Sequence[Sequence[Option]]) -> tuple[Allocation, list[tup
     for number, options in enumerate(tensors):
         hull = lower_hull(options)
         start.append(hull[0])
-        for before, after in zip(hull, hull[1:], strict=False):
+        for before, after in pairwise(hull):
             saved = options[before].energy - options[after].energy
             steps.append((saved / (options[after].cost - options[before].cost), number, after))
     steps.sort(key=lambda step: -step[0])  # stable: within a tensor the hull's slopes already fall
@@ -70,7 +71,7 @@ def greedy_sequence(tensors: Sequence[Sequence[Option]]) -> list[Allocation]:
 
 
 def best_within(tensors: Sequence[Sequence[Option]], budget: float) -> Allocation:
-    """The greedy allocation of at most `budget` bits: steps that do not fit are passed over, later ones that do are taken.
+    """The greedy allocation of at most `budget` bits: steps that do not fit are passed over, others are still taken.
 
     Args:
         tensors: For each tensor its options.

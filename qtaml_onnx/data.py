@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,17 @@ __all__ = ["Dataset", "InputSpec", "input_specs", "load_dataset", "synthetic_dat
 
 Array = NDArray[np.generic]
 LABELS = "labels"
+_UNREADABLE = (
+    OSError,
+    ValueError,  # pickled arrays, a header that is none
+    EOFError,
+    KeyError,
+    TypeError,  # a lone .npy array
+    AttributeError,
+    RuntimeError,  # an encrypted archive
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _GUESSED_EXTENT = 16
 """Extent of a dynamic axis other than the batch in synthetic inputs."""
 
@@ -118,14 +130,16 @@ def load_dataset(path: Path, specs: list[InputSpec], option: str) -> Dataset:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            wanted = [spec.name for spec in specs] + [LABELS]
-            arrays = {name: file[name] for name in file.files if name in wanted}
             present = list(file.files)
+            wanted = [spec.name for spec in specs] + [LABELS]
+            arrays = {name: np.asarray(file[name]) for name in present if name in wanted}
     except FileNotFoundError as error:
         raise InputError(f"{option} {path}: no such file; check the path") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"{option} {path} is not an .npz file of plain arrays; save it with numpy.savez") from error
-    labels = arrays.pop(LABELS, None)
+    labels = arrays.pop(LABELS, None) if all(spec.name != LABELS for spec in specs) else None
+    if labels is not None and not labels.ndim:
+        raise InputError(f"{option} {path}: labels are a single number; save one a sample")
     for spec in specs:
         if spec.name not in arrays:
             raise InputError(
@@ -133,7 +147,9 @@ def load_dataset(path: Path, specs: list[InputSpec], option: str) -> Dataset:
                 "save one array a graph input, under the input's name"
             )
         _check_array(arrays[spec.name], spec, f"{option} {path}")
-    lengths = {name: len(array) for name, array in arrays.items()} | ({LABELS: len(labels)} if labels is not None else {})
+    lengths = {name: len(array) for name, array in arrays.items()} | (
+        {LABELS: len(labels)} if labels is not None else {}
+    )
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{name} {n}" for name, n in lengths.items())
         raise InputError(f"{option} {path}: the arrays differ in their number of samples ({counts}); make them equal")
@@ -143,7 +159,9 @@ def load_dataset(path: Path, specs: list[InputSpec], option: str) -> Dataset:
         raise InputError(f"{option} {path}: labels are {labels.dtype}; save them as integers")
     extra = {arrays[spec.name].ndim - len(spec.shape) for spec in specs if spec.shape is not None}
     if len(extra) > 1:
-        raise InputError(f"{option} {path}: some arrays have a sample axis before the batch axis, some not; make them alike")
+        raise InputError(
+            f"{option} {path}: some arrays have a sample axis before the batch axis, some not; make them alike"
+        )
     one_by_one = extra == {1}
     return Dataset(arrays, labels, one_by_one, None if one_by_one else _batch(specs), str(path))
 
@@ -155,10 +173,14 @@ def _batch(specs: list[InputSpec]) -> int | None:
 def _check_array(array: Array, spec: InputSpec, where: str) -> None:
     if array.dtype != spec.dtype:
         raise InputError(f"{where}: array '{spec.name}' is {array.dtype}, the graph input is {spec.dtype}; convert it")
+    if not array.ndim:
+        raise InputError(f"{where}: array '{spec.name}' is a single number; the first axis is that of the samples")
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        raise InputError(f"{where}: array '{spec.name}' has NaN or infinite values; remove those samples")
     if spec.shape is None:
         return
     extra = array.ndim - len(spec.shape)
-    if extra not in (0, 1) or array.ndim == 0:
+    if extra not in (0, 1):
         raise InputError(
             f"{where}: array '{spec.name}' has rank {array.ndim}, the graph input {len(spec.shape)}; "
             "the first axis is that of the samples"
@@ -167,20 +189,27 @@ def _check_array(array: Array, spec: InputSpec, where: str) -> None:
     expected = spec.shape[1:] if extra == 0 else spec.shape
     if any(want is not None and want != have for want, have in zip(expected, inner, strict=True)):
         shape = "×".join("?" if n is None else str(n) for n in expected)
-        raise InputError(f"{where}: samples of '{spec.name}' are {'×'.join(map(str, inner))}, the graph input takes {shape}")
-    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        raise InputError(f"{where}: array '{spec.name}' has NaN or infinite values; remove those samples")
+        found = "×".join(map(str, inner)) or "single numbers"
+        raise InputError(f"{where}: samples of '{spec.name}' are {found}, the graph input takes {shape or 'a number'}")
 
 
-def synthetic_dataset(specs: list[InputSpec], samples: int, seed: int) -> Dataset:
+def synthetic_dataset(specs: list[InputSpec], samples: int, seed: int, *, runs: int | None = None) -> Dataset:
     """Seeded inputs for models without data: standard normal floats, uniform bytes, small non-negative integers.
 
     Dynamic axes other than the first are given 16 elements. Statistics from such inputs are a stand-in: whoever uses
     them must say so.
+
+    Args:
+        specs: The model's inputs.
+        samples: Number of samples.
+        seed: Of the random numbers.
+        runs: Where the model fixes its batch size, no more samples than fit in so many runs.
     """
     rng = np.random.default_rng(seed)
     batch = _batch(specs)
     one_by_one = any(spec.batch not in (None, batch) or not spec.shape for spec in specs)
+    if runs is not None and (one_by_one or batch):
+        samples = min(samples, runs * (1 if one_by_one else batch or 1))
     arrays = {}
     for spec in specs:
         inner = tuple(n or _GUESSED_EXTENT for n in (spec.shape or ()))

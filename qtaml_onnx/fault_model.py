@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.physics import load_device
+from qtaml_onnx.physics import Device, format_duration, load_device
 from qtaml_onnx.plan import FaultModel
 
 __all__ = ["fault_model", "sweep_models"]
@@ -70,11 +70,21 @@ def fault_model(
         spec = load_device(str(device))
         if retention_s is not None:
             spec = spec.at(retention_s=retention_s)
-        planes = spec.flip_rates(bits)
-        rates = FlipRates(tuple(map(float, planes.p01)), tuple(map(float, planes.p10)))
-        described = spec.describe()
+        rates = _device_rates(spec, bits)
+        described = spec.describe(bits)
     rates = rates.scaled(margin)
     return FaultModel(p01=rates.p01, p10=rates.p10, device=described, margin=margin)
+
+
+def _device_rates(spec: Device, bits: int) -> FlipRates:
+    planes = spec.flip_rates(bits)
+    for stored, rate, values in (("0", "p01", planes.p01), ("1", "p10", planes.p10)):
+        if (values >= 1.0).any():
+            raise InputError(
+                f"device {spec.name}: after {format_duration(spec.retention.value)} every stored {stored} is lost "
+                f"({rate} = 1); give a shorter --retention or a device that holds longer"
+            )
+    return FlipRates(tuple(map(float, planes.p01)), tuple(map(float, planes.p10)))
 
 
 def _rate(option: str, value: float) -> float:

@@ -53,8 +53,7 @@ def is_constant(value: ir.Value | None) -> bool:
         return value.const_value is not None and value.is_initializer()
     if producer.op_type != "Constant" or producer.domain not in STANDARD_DOMAINS:
         return False
-    held = next(iter(producer.attributes.values()))
-    return held.name != "sparse_value" and not held.is_ref()
+    return not next(iter(producer.attributes.values())).is_ref()
 
 
 def _roots_of(model: ir.Model) -> list[Owner]:

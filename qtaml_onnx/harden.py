@@ -22,7 +22,7 @@ from qtaml_onnx.passes.correct_bias import CorrectBias
 from qtaml_onnx.passes.inject_faults import InjectFaults
 from qtaml_onnx.passes.store_weights import StoreWeights
 from qtaml_onnx.plan import FaultModel, StoragePlan
-from qtaml_onnx.planner import Allocation, Planner, prepare
+from qtaml_onnx.planner import LONGEST_WORD, Allocation, Planner, prepare
 from qtaml_onnx.progress import Progress, Silent
 from qtaml_onnx.report.build import build_report
 from qtaml_onnx.report.schema import Report
@@ -46,10 +46,14 @@ class HardenOptions:
     Attributes:
         method: See `qtaml_onnx.methods.METHODS`.
         bits: Word length of float weights.
+        bits_per_weight: Instead of one word length: most stored bits a weight, all in, shared out over the tensors.
+        protection: Scheme of protected planes, see `qtaml_onnx.protection.scheme`.
         budget: Most protected bits, as a fraction of all weight bits.
-        target: Instead of a budget: the share of the clean metric to keep at the smallest budget; needs evaluation data.
+        target: Instead of a budget: the share of the clean metric to keep at the smallest budget; needs evaluation
+            data.
         per_tensor_scales: One scale a tensor in place of one an output channel.
-        bias_correction: Whether layers get self-correcting biases where the method has them and calibration data are given.
+        bias_correction: Whether layers get self-correcting biases, where the method has them and calibration data are
+            given.
         include: Patterns of weights to harden; all if empty.
         exclude: Patterns of weights to leave alone.
         trials: Trials a rate when evaluating.
@@ -61,6 +65,8 @@ class HardenOptions:
 
     method: str = DEFAULT_METHOD
     bits: int = 8
+    bits_per_weight: float | None = None
+    protection: str = "ideal"
     budget: float = 0.0
     target: float | None = None
     per_tensor_scales: bool = False
@@ -89,8 +95,14 @@ class HardenOptions:
             raise InputError("--target compares intervals, which one trial does not have; give --trials 2 or more")
         if self.target is not None and self.budget:
             raise InputError("--budget and --target exclude each other; give one")
-        if not 2 <= self.bits <= 8:
-            raise InputError(f"--bits {self.bits} is out of range; word lengths from 2 to 8 are stored")
+        longest = LONGEST_WORD if method.code == "channel-optimized" else 8
+        if not 2 <= self.bits <= longest:
+            raise InputError(f"--bits {self.bits} is out of range; {method.name} stores words of 2 to {longest} bits")
+        if self.bits_per_weight is not None:
+            if not 1 <= self.bits_per_weight <= 64:
+                raise InputError(f"--bits-per-weight {self.bits_per_weight:g} is out of range; give 1 to 64")
+            if self.target is not None or self.budget:
+                raise InputError("--bits-per-weight excludes --budget and --target; give one")
         return method
 
 
@@ -188,18 +200,21 @@ def harden_source(
     original = ir.to_proto(source.model) if evaluation is not None else None
     inventory = prepare(source, list(options.include), list(options.exclude))
     planner = Planner(
-        source, inventory, fault_model, bits=options.bits, per_tensor_scales=options.per_tensor_scales
+        source,
+        inventory,
+        fault_model,
+        bits=options.bits,
+        per_tensor_scales=options.per_tensor_scales,
+        protection=options.protection,
     )
     warnings: list[str] = []
-    if calibration is not None and options.bias_correction and method.corrects_bias:
-        _calibrate(planner, calibration, progress)
+    if calibration is not None and method.corrects_bias:
+        _calibrate(planner, calibration, options.bias_correction, progress)
     if method.needs_sensitivity:
-        _probe(planner, calibration, options.seed, progress, warnings)
-    with progress.steps(f"design {method.name}", len(planner.tensors)) as step:
-        planner.designs(method, step, protectable=options.target is not None or options.budget > 0)
+        _probe(planner, method, calibration, options.seed, progress, warnings)
     results: list[Result] = []
     if original is None or evaluation is None:
-        plan = planner.plan(method, planner.within(method, options.budget))
+        plan = _design(planner, method, options, progress)
         campaign = None
     else:
         campaign = _campaign(evaluation, options)
@@ -228,8 +243,8 @@ def carry_out(source: SourceModel, plan: StoragePlan) -> tuple[ir.Model, ir.Mode
     return hardened, faulty
 
 
-def _calibrate(planner: Planner, calibration: Dataset, progress: Progress) -> None:
-    """Plans self-correcting biases from all calibration samples up to a limit; they are means, so more is better."""
+def _calibrate(planner: Planner, calibration: Dataset, correct_biases: bool, progress: Progress) -> None:
+    """Takes statistics from all calibration samples up to a limit; they are means, so more is better."""
     planner.find_layers()
     data = calibration.head(_STATISTICS_SAMPLES)
     batch = 64
@@ -237,12 +252,10 @@ def _calibrate(planner: Planner, calibration: Dataset, progress: Progress) -> No
         statistics = calibrate_layers(
             planner.source.model, list(planner.layers.values()), data, batch_size=batch, progress=step
         )
-    planner.correct_biases(statistics)
+    planner.use_statistics(statistics, correct_biases=correct_biases)
 
 
-def _probe(
-    planner: Planner, calibration: Dataset | None, seed: int, progress: Progress, warnings: list[str]
-) -> None:
+def _probe(planner: Planner, calibration: Dataset | None, seed: int, progress: Progress, warnings: list[str]) -> None:
     data = calibration.head(_CALIBRATION_SAMPLES) if calibration is not None else None
     if data is None:
         data = synthetic_dataset(input_specs(planner.source.model), _SYNTHETIC_SAMPLES, seed)
@@ -252,8 +265,13 @@ def _probe(
         )
     with progress.steps("probe sensitivity", PROBES * len(planner.tensors)) as step:
         try:
-            planner.sensitivity = measure_sensitivity(
-                planner.source.model, planner.probe_weights, data, biases=planner.biases, probes=PROBES, seed=seed,
+            sensitivity = measure_sensitivity(
+                planner.source.model,
+                planner.probe_weights(method),
+                data,
+                biases=planner.biases,
+                probes=PROBES,
+                seed=seed,
                 progress=step,
             )
         except InputError as error:
@@ -261,14 +279,26 @@ def _probe(
                 raise
             warnings.append(f"synthetic inputs do not run ({error}); tensors are weighed by their magnitude instead")
             return
-    if not any(planner.sensitivity.energy.values()):
-        warnings.append("noise in the weights does not reach the outputs; tensors are weighed by their magnitude instead")
+    planner.use_sensitivity(sensitivity, method)
+    if not any(sensitivity.energy.values()):
+        warnings.append(
+            "noise in the weights does not reach the outputs; tensors are weighed by their magnitude instead"
+        )
 
 
 def _campaign(data: Dataset, options: HardenOptions) -> Campaign:
     return Campaign(
         data, trials=options.trials, seed=options.seed, confidence=options.confidence, workers=options.workers
     )
+
+
+def _design(planner: Planner, method: Method, options: HardenOptions, progress: Progress) -> StoragePlan:
+    """The plan within the budget or the bits a weight."""
+    with progress.steps(f"design {method.name}", len(planner.tensors)) as step:
+        if options.bits_per_weight is not None:
+            return planner.within_bits(method, options.bits_per_weight, step)
+        planner.menu(method, step, protectable=options.budget > 0)
+    return planner.within_budget(method, options.budget)
 
 
 def _choose(
@@ -285,17 +315,19 @@ def _choose(
     candidates; more protection never hurts, so that bisection finds the cheapest.
     """
     if options.target is None:
-        return planner.plan(method, planner.within(method, options.budget))
+        return _design(planner, method, options, progress)
     campaign = _campaign(evaluation.head(_SEARCH_SAMPLES), options)
     wanted = options.target * campaign.measure_clean(original).interval.mean
-    sequence = planner.sequence(method)
+    with progress.steps(f"design {method.name}", len(planner.tensors)) as step:
+        menu = planner.menu(method, step)
+    sequence = menu.sequence()
     steps = max(1, (len(sequence) - 1).bit_length()) + 1
     low, high = 0, len(sequence) - 1
 
     with progress.steps("search the smallest budget", steps * options.trials) as step:
 
         def met(allocation: Allocation) -> bool:
-            plan = planner.plan(method, allocation)
+            plan = planner.plan(menu, allocation)
             _hardened, faulty = carry_out(planner.source, plan)
             variant = Variant("hardened", ir.to_proto(faulty))
             interval = campaign.measure_faulty(variant, [planner.rates], progress=step)[0].interval
@@ -312,7 +344,7 @@ def _choose(
                 high = middle
             else:
                 low = middle + 1
-    return planner.plan(method, sequence[high])
+    return planner.plan(menu, sequence[high])
 
 
 def _evaluate(
@@ -320,7 +352,7 @@ def _evaluate(
 ) -> list[Result]:
     """Clean, quantised, unprotected and hardened, the last two under the designed rates with the same seeds."""
     baseline = METHODS["none"]
-    plain = planner.plan(baseline, (0,) * len(planner.tensors))
+    plain = planner.within_budget(baseline, 0)
     results = [campaign.measure_clean(original)]
     quantised, unprotected = carry_out(planner.source, plain)
     results.append(campaign.measure_fixed(Variant("quantized", ir.to_proto(quantised))))

@@ -142,11 +142,20 @@ def _layer(weight: Weight, node: ir.Node, output: ir.Value, bias: ir.Value | Non
         values = np.broadcast_to(np.ravel(constant_array(bias)).astype(np.float32), (outputs,)).copy()
     source = node.inputs[0]
     return Layer(
-        weight.name, node.op_type, node, str(source.name if source else ""), str(output.name), values, bias is not None, groups
+        weight.name,
+        node.op_type,
+        node,
+        str(source.name if source else ""),
+        str(output.name),
+        values,
+        bias is not None,
+        groups,
     )
 
 
-def tap_coverage(node: ir.Node, kernel: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...]) -> NDArray[np.float64]:
+def tap_coverage(
+    node: ir.Node, kernel: tuple[int, ...], before: tuple[int, ...], after: tuple[int, ...]
+) -> NDArray[np.float64]:
     """For each kernel tap the share of output positions that it contributes to from inside the input.
 
     Args:
@@ -232,11 +241,19 @@ def mean_response(
     return np.asarray(np.einsum("goc,gc->go", grouped, x.reshape(layer.groups, -1)).ravel())
 
 
-def extra_variance(layer: Layer, statistics: LayerStatistics) -> NDArray[np.float64]:
+def extra_variance(
+    layer: Layer, statistics: LayerStatistics, columns: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
     """Output variance that weight noise of variance 1 adds once the mean shift is cancelled, float64 [outputs].
 
-    Σ Var[x_i] over all inputs that an output meets; the same for all outputs of a group.
+    Σ Var[x_i] c_i² over all inputs that an output meets; the same for all outputs of a group.
+
+    Args:
+        layer: The layer.
+        statistics: Its calibration.
+        columns: c, factors on the noise an input channel; all 1 if None.
     """
+    variance = statistics.input_variance if columns is None else statistics.input_variance * columns**2
     taps = float(statistics.coverage.sum()) if statistics.coverage.ndim else 1.0
-    per_group = statistics.input_variance.reshape(layer.groups, -1).sum(axis=1) * taps
+    per_group = variance.reshape(layer.groups, -1).sum(axis=1) * taps
     return np.asarray(np.repeat(per_group, len(layer.bias) // layer.groups))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,23 +10,10 @@ from numpy.typing import NDArray
 
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.storage import Code, ReadOut, WordSums, design_readout, error_moments, uniform_code, word_sums
-from qtaml_onnx.storage.channel_optimized import design_channel_optimized
+from qtaml_onnx.storage import Code, ReadOut, WordSums, design_readout, error_moments, word_sums
+from qtaml_onnx.tensors import ScalingKind
 
-__all__ = ["METHODS", "Design", "Method", "TensorSamples", "method_named"]
-
-
-@dataclass(frozen=True)
-class TensorSamples:
-    """What a method may know of a tensor: its normalised weights, and its code where the model fixes one.
-
-    Attributes:
-        x: Normalised weights, float32, any shape.
-        fixed: The code of words that the model brings along; None where a code may be chosen.
-    """
-
-    x: NDArray[np.float32]
-    fixed: Code | None = None
+__all__ = ["METHODS", "Design", "Method", "method_named"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +25,14 @@ class Design:
         readout: Word to weight.
         protected_planes: Planes that are assumed safe, ascending.
         noise: Mean-square error of a normalised weight as read, quantisation and faults together.
+        gain: Factor on what is read, folded into the scales.
     """
 
     code: Code
     readout: ReadOut
     protected_planes: tuple[int, ...]
     noise: float
+    gain: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,38 +61,38 @@ class Method:
         """Whether its allocation rests on forward probes."""
         return self.weighting == "sensitivity"
 
-    def designs(self, samples: TensorSamples, rates: FlipRates, bits: int, *, protectable: bool = True) -> list[Design]:
-        """Designs of one tensor with 0, 1, 2, … planes protected, the most harmful first.
+    @property
+    def scaling(self) -> ScalingKind:
+        """How it normalises weights: uniform steps span the largest weight, designed codes the deviation."""
+        return "rms" if self.code == "channel-optimized" else "peak"
+
+    def designs(
+        self, x: NDArray[np.float32], code: Code, rates: FlipRates, *, residual: float = 0.0, protectable: bool = True
+    ) -> list[Design]:
+        """Designs of one tensor for a given code with 0, 1, 2, … planes protected, the most harmful first.
 
         Args:
-            samples: The tensor.
-            rates: Flip rates, at least `bits` planes.
-            bits: Word length.
+            x: Normalised weights.
+            code: Its code.
+            rates: Flip rates, at least as many planes as the code has bits.
+            residual: Flip rate of protected planes.
             protectable: Whether planes may be protected; else only the design with none is made.
 
         Raises:
             InputError: if the read-out needs an inverse that these rates do not have.
         """
-        plain = samples.fixed or uniform_code("twos-complement", bits)
-        rates = rates.truncated(plain.bits)
-        order = _most_harmful(plain, rates, word_sums(plain, samples.x))
+        rates = rates.truncated(code.bits)
+        sums = word_sums(code, x)
+        order = _most_harmful(code, rates, sums)
         designs = []
-        for count in range(plain.bits + 1):
+        for count in range(code.bits + 1):
             planes = tuple(sorted(order[:count]))
-            residual = rates.protect(planes)
-            designs.append(self._design(samples, plain, residual, planes))
-            if residual.is_zero or not protectable or self.weighting == "none":
+            kept = rates.protect(planes, residual)
+            readout = design_readout(self.readout, code, kept, sums)
+            designs.append(Design(code, readout, planes, error_moments(readout, kept, sums).mse))
+            if kept.is_zero or not protectable or self.weighting == "none":
                 break
         return designs
-
-    def _design(self, samples: TensorSamples, plain: Code, rates: FlipRates, planes: tuple[int, ...]) -> Design:
-        if self.code == "channel-optimized" and samples.fixed is None:
-            code, readout = design_channel_optimized(samples.x, rates)
-        else:
-            code = plain
-            readout = design_readout(self.readout, code, rates, word_sums(code, samples.x))
-        noise = error_moments(readout, rates, word_sums(code, samples.x)).mse
-        return Design(code, readout, planes, noise)
 
 
 def _most_harmful(code: Code, rates: FlipRates, sums: WordSums) -> list[int]:
@@ -123,23 +111,43 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method(
-            "channel-optimized", "channel-optimized", "restored-posterior-mean", "sensitivity", True,
+            "channel-optimized",
+            "channel-optimized",
+            "restored-posterior-mean",
+            "sensitivity",
+            True,
             "code and read-out designed for the flip rates",
         ),
         Method(
-            "posterior-mean", "twos-complement", "restored-posterior-mean", "sensitivity", True,
+            "posterior-mean",
+            "twos-complement",
+            "restored-posterior-mean",
+            "sensitivity",
+            True,
             "two's complement read by its posterior mean, gain restored",
         ),
         Method(
-            "tac", "twos-complement", "bitwise-affine", "sensitivity", False,
+            "tac",
+            "twos-complement",
+            "bitwise-affine",
+            "sensitivity",
+            False,
             "affine mean correction, Jacobian allocation (TAC as we read it)",
         ),
         Method(
-            "magnitude", "twos-complement", "bitwise-affine", "magnitude", False,
+            "magnitude",
+            "twos-complement",
+            "bitwise-affine",
+            "magnitude",
+            False,
             "affine mean correction, allocation by weight magnitude",
         ),
         Method(
-            "uniform-msp", "twos-complement", "bitwise-affine", "uniform", False,
+            "uniform-msp",
+            "twos-complement",
+            "bitwise-affine",
+            "uniform",
+            False,
             "affine mean correction, the same top planes everywhere",
         ),
         Method("none", "twos-complement", "plain", "none", False, "plain quantised weights: the unprotected baseline"),
@@ -153,5 +161,3 @@ def method_named(name: str) -> Method:
         return METHODS[name]
     except KeyError:
         raise InputError(f"unknown --method '{name}'; choose from {', '.join(METHODS)}") from None
-
-

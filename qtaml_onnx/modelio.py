@@ -16,8 +16,15 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model
 
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.graph import constant_tensor, graphs_of, is_constant, walk
 
 __all__ = ["OutputSet", "SourceModel", "check_output_path", "file_sha256", "load_model", "save_model"]
+
+PLAN_KEY = "qtaml_onnx.plan_sha256"
+"""The metadata entry by which a hardened model names its plan."""
+
+FAULT_DOMAIN = "qtaml"
+"""Domain of the fault operators."""
 
 OLDEST_OPSET = 7
 """Broadcasting arithmetic, which every read-out uses, came with opset 7."""
@@ -33,6 +40,23 @@ class SourceModel:
     path: Path
     sha256: str
     model: ir.Model
+
+    @property
+    def hardened(self) -> bool:
+        """Whether the weights are stored by a plan already."""
+        return PLAN_KEY in self.model.metadata_props
+
+    @property
+    def instrumented(self) -> bool:
+        """Whether the model has fault operators."""
+        return any(node.domain == FAULT_DOMAIN for _root, node in walk(self.model))
+
+    def check_plain(self) -> None:
+        """Raises InputError if the model is hardened or instrumented already."""
+        if self.instrumented:
+            raise InputError(f"{self.path} is instrumented already; give the model that it was made from")
+        if self.hardened:
+            raise InputError(f"{self.path} is hardened already; give the model that it was made from")
 
     @property
     def opset(self) -> int:
@@ -71,7 +95,11 @@ def load_model(path: str | os.PathLike[str]) -> SourceModel:
         raise InputError(f"{path} is empty; export the model again")
     proto = _parse(path, data)
     _check(path, proto)
-    return SourceModel(path, hashlib.sha256(data).hexdigest(), ir.from_proto(proto))
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:  # wraps whatever went wrong, without a common base
+        raise InputError(f"{path}: its graph cannot be read: {_first_line(error)}; export the model again") from error
+    return SourceModel(path, hashlib.sha256(data).hexdigest(), model)
 
 
 def _parse(path: Path, data: bytes) -> onnx.ModelProto:
@@ -82,6 +110,8 @@ def _parse(path: Path, data: bytes) -> onnx.ModelProto:
         raise InputError(f"{path} is not an ONNX model or is truncated; export or copy it again") from error
     if not proto.HasField("graph") or not proto.opset_import or not proto.ir_version:
         raise InputError(f"{path} is not an ONNX model (no graph, opset or IR version); name an .onnx file")
+    if any(graph.sparse_initializer or any(map(_is_sparse, graph.node)) for graph in _graphs(proto)):
+        raise InputError(f"{path} has sparse tensors, which are not supported; export it with dense ones")
     for tensor in _external_tensors(proto):
         _check_location(path, tensor)
     try:
@@ -89,6 +119,20 @@ def _parse(path: Path, data: bytes) -> onnx.ModelProto:
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path}: its external data cannot be read: {_first_line(error)}") from error
     return proto
+
+
+def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    yield proto.graph
+    stack = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
+    while stack:
+        for attribute in stack.pop().attribute:
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield graph
+                stack.extend(graph.node)
+
+
+def _is_sparse(node: onnx.NodeProto) -> bool:
+    return any(attribute.HasField("sparse_tensor") for attribute in node.attribute)
 
 
 def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -151,13 +195,16 @@ def check_output_path(path: Path, source: Path | None = None) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"output folder {folder} is not writable ({error.strerror}); choose another with -o") from error
+        raise InputError(
+            f"output folder {folder} is not writable ({error.strerror}); choose another with -o"
+        ) from error
 
 
 class OutputSet:
     """Several output files that appear together or not at all.
 
-    Each is first written in full to a temporary file in its own folder; `commit` renames them all.
+    Each is first written in full to a temporary file in its own folder; at the end all are renamed, and if that fails
+    for one of them, those renamed before it are put back as they were.
     """
 
     def __init__(self) -> None:
@@ -170,56 +217,123 @@ class OutputSet:
 
     def __exit__(self, kind: object, *_: object) -> None:
         """Moves all files into place if nothing failed; else removes the temporary ones."""
-        if kind is None:
-            for temporary, path in self._pending:
-                temporary.replace(path)
-        for temporary, _path in self._pending:
-            if temporary.is_dir():
-                shutil.rmtree(temporary, ignore_errors=True)
-            else:
+        try:
+            if kind is None:
+                self._commit()
+        finally:
+            for temporary, _path in self._pending:
                 temporary.unlink(missing_ok=True)
+
+    def _commit(self) -> None:
+        done: list[tuple[Path, Path | None]] = []
+        try:
+            for temporary, path in self._pending:
+                done.append((path, _keep(path)))
+                temporary.replace(path)
+        except BaseException as error:
+            for path, kept in reversed(done):
+                if kept is not None:
+                    kept.replace(path)
+                else:
+                    path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise _not_written(done[-1][0] if done else Path(), error) from error
+            raise
+        for _path, kept in done:
+            if kept is not None:
+                kept.unlink(missing_ok=True)
 
     def add(self, path: Path, write: Callable[[Path], None]) -> None:
         """Calls `write` on a temporary path that takes the place of `path` when the set ends well.
 
         Raises:
-            InputError: if the disk is full or the file cannot be written.
+            InputError: if `path` is a folder or in the set already, the disk is full or the file cannot be written.
         """
+        if path.is_dir():
+            raise InputError(f"output {path} is a folder; name a file in it")
+        if any(path.resolve() == other.resolve() for _temporary, other in self._pending):
+            raise InputError(f"two outputs would be written to {path}; give them different names")
         try:
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
             os.close(handle)
             temporary = Path(name)
-            temporary.chmod(0o666 & ~_umask())
             self._pending.append((temporary, path))
+            temporary.chmod(0o666 & ~_umask())
             write(temporary)
         except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror}); free space or choose another -o") from error
+            raise _not_written(path, error) from error
 
     def add_text(self, path: Path, text: str) -> None:
         """Adds a UTF-8 text file."""
         self.add(path, lambda temporary: _write_text(temporary, text))
 
 
+def _not_written(path: Path, error: OSError) -> InputError:
+    return InputError(f"{path} cannot be written ({error.strerror or error}); free space or choose another -o")
+
+
+def _keep(path: Path) -> Path | None:
+    """A second name for a file that is about to be replaced; None if there is no such file."""
+    if not path.exists():
+        return None
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old")
+    os.close(handle)
+    kept = Path(name)
+    try:
+        kept.unlink()
+        try:
+            os.link(path, kept)
+        except OSError:  # a file system without links
+            shutil.copy2(path, kept)
+    except BaseException:
+        kept.unlink(missing_ok=True)
+        raise
+    return kept
+
+
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def save_model(model: ir.Model, outputs: OutputSet, path: Path) -> None:
+def save_model(model: ir.Model, outputs: OutputSet, path: Path) -> str:
     """Adds a model to a set of outputs; one with more than 1 GiB of weights gets external data `<name>.data` beside it.
+
+    Returns:
+        The SHA-256 of the model's file.
 
     Raises:
         InputError: if it cannot be written.
     """
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    if size <= _EXTERNAL_THRESHOLD:
+    if _constant_bytes(model) <= _EXTERNAL_THRESHOLD:
         data = ir.to_proto(model).SerializeToString(deterministic=True)
         outputs.add(path, lambda temporary: _write_bytes(temporary, data))
-        return
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        staged = Path(folder) / path.name
-        ir.save(model, staged, external_data=f"{path.name}.data")
+        return hashlib.sha256(data).hexdigest()
+    try:
+        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise _not_written(path, error) from error
+    with folder:
+        staged = Path(folder.name) / path.name
+        try:
+            ir.save(model, staged, external_data=f"{path.name}.data")
+        except OSError as error:
+            raise _not_written(path, error) from error
+        digest = file_sha256(staged)
         outputs.add(path, lambda temporary: _move(staged, temporary))
         outputs.add(path.with_name(f"{path.name}.data"), lambda temporary: _move(Path(f"{staged}.data"), temporary))
+    return digest
+
+
+def _constant_bytes(model: ir.Model) -> int:
+    """Bytes of all constants of a model, wherever they are held."""
+    total = 0
+    for _root, graph in graphs_of(model):
+        local = graph.graph if isinstance(graph, ir.Function) else graph
+        total += sum(value.const_value.nbytes for value in local.initializers.values() if value.const_value is not None)
+        for node in graph:
+            if node.op_type == "Constant" and is_constant(node.outputs[0]):
+                total += constant_tensor(node.outputs[0]).nbytes
+    return total
 
 
 def _write_bytes(path: Path, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The storage plan: for each tensor its word length, code, read-out and protected planes. Plain, immutable, serialisable.
+"""The storage plan: for each tensor its word length, code, read-out and protected planes. Plain and immutable.
 
 Analysis makes a plan, passes carry it out, reports read it. Nothing in a plan depends on the graph's node order or on
 anything measured later.
@@ -24,6 +24,7 @@ __all__ = ["BiasPlan", "CodeSpec", "FaultModel", "LeftOutTensor", "StoragePlan",
 SCHEMA_VERSION = 1
 
 Form = Literal["affine", "table", "dequantize", "integer-table"]
+WordsType = Literal["INT8", "UINT8", "UINT16"]
 
 
 class _Value(BaseModel):
@@ -127,11 +128,14 @@ class TensorPlan(_Value):
         shape: Its shape.
         channel_axis: The axis along which `scales` run; None for a single scale.
         code: The code, on weights divided by their channel's `weight_scales`.
-        form: How the graph reads it: `affine` is (word − offset)·scale, `table` is table[word]·scale, `dequantize` is the
-            model's own DequantizeLinear on the words, `integer-table` the same on table[word].
+        form: How the graph reads it: `affine` is (word − offset)·scale, `table` is table[word]·scale, `dequantize` is
+            the model's own DequantizeLinear on the words, `integer-table` the same on table[word].
         words_type: Type of the stored initializer, INT8, UINT8 or UINT16.
         weight_scales: What weights are divided by before coding, float32, one a channel or one.
         scales: What the read-out multiplies by, float32, as many.
+        input_scales: What weights are divided by before coding and multiplied by after, one an input channel, half
+            precision; None for no such scales.
+        input_axis: The axis along which `input_scales` run.
         offset: Of the form `affine`, in words.
         table: Of the forms `table` (normalised weights, half precision up to 10-bit words) and `integer-table`
             (integers), one entry a word.
@@ -151,9 +155,11 @@ class TensorPlan(_Value):
     channel_axis: int | None
     code: CodeSpec
     form: Form
-    words_type: Literal["INT8", "UINT8", "UINT16"]
+    words_type: WordsType
     weight_scales: tuple[float, ...]
     scales: tuple[float, ...]
+    input_scales: tuple[float, ...] | None = None
+    input_axis: int | None = None
     offset: float = 0.0
     table: tuple[float, ...] | None = None
     zero_point: int = 0
@@ -194,15 +200,18 @@ class TensorPlan(_Value):
         return "FLOAT16" if self.bits <= 10 else "FLOAT"
 
     @property
+    def table_bits(self) -> int:
+        """Bits of the table."""
+        if self.table is None:
+            return 0
+        return len(self.table) * (8 if self.form == "integer-table" else 16 if self.table_type == "FLOAT16" else 32)
+
+    @property
     def metadata_bits(self) -> int:
-        """Bits beside the words that must themselves be safe: scales, offset or table, bias correction."""
-        bits = 32 * len(self.scales)
-        if self.form == "affine":
-            bits += 32 if self.offset else 0
-        elif self.form == "integer-table":
-            bits += 8 << self.bits
-        elif self.form == "table":
-            bits += (16 if self.table_type == "FLOAT16" else 32) << self.bits
+        """Bits beside the words and the table that must themselves be safe: scales, offset, bias correction."""
+        bits = 32 * len(self.scales) + 16 * len(self.input_scales or ())
+        if self.form == "affine" and self.offset:
+            bits += 32
         if self.bias is not None:
             bits += self.bias.metadata_bits
         return bits
@@ -216,7 +225,18 @@ class LeftOutTensor(_Value):
 
 
 class StoragePlan(_Value):
-    """The whole decision for a model."""
+    """The whole decision for a model.
+
+    Attributes:
+        source_sha256: Of the model that it is made for.
+        method: How it was made.
+        fault_model: What it is designed for.
+        protection: The scheme that protected planes are kept by.
+        parity_bits: Redundant bits of that scheme; an ideal protected bit has none.
+        residual_rate: Rate at which protected planes still flip.
+        tensors: How each tensor is stored.
+        left_out: What is not, and why.
+    """
 
     schema_version: int = SCHEMA_VERSION
     tool_version: str = __version__
@@ -224,6 +244,8 @@ class StoragePlan(_Value):
     method: str
     fault_model: FaultModel
     protection: str = "ideal"
+    parity_bits: int = 0
+    residual_rate: float = 0.0
     tensors: tuple[TensorPlan, ...]
     left_out: tuple[LeftOutTensor, ...] = ()
 
@@ -244,13 +266,9 @@ class StoragePlan(_Value):
 
     @property
     def metadata_bits(self) -> int:
-        """Bits of scales, tables and bias corrections."""
-        return sum(t.metadata_bits for t in self.tensors)
-
-    @property
-    def parity_bits(self) -> int:
-        """Redundant bits of the named protection; an ideal protected bit has none."""
-        return 0
+        """Bits of scales, tables and bias corrections; a table that several tensors share counts once."""
+        tables = {(t.form, t.table): t.table_bits for t in self.tensors}
+        return sum(t.metadata_bits for t in self.tensors) + sum(tables.values())
 
     @property
     def planes(self) -> int:

@@ -1,70 +1,92 @@
-"""Makes storage plans: gathers a model's weights, designs each tensor, and puts a chosen allocation into a plan."""
+"""Makes storage plans: what can be done with each tensor, what it costs and what it leaves, and the plan of a choice."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qtaml_onnx.allocation import Option, best_within, greedy_sequence, uniform_sequence
-from qtaml_onnx.channel import FlipRates
+from qtaml_onnx.biases import bias_plan, restored_deviation
+from qtaml_onnx.codebooks import CodeBooks, restored_gain
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.layers import Layer, LayerStatistics, extra_variance, find_layer, mean_response
-from qtaml_onnx.methods import Design, Method, TensorSamples
+from qtaml_onnx.forms import floats, read_out_form
+from qtaml_onnx.layers import Layer, LayerStatistics, extra_variance, find_layer
+from qtaml_onnx.methods import Design, Method
 from qtaml_onnx.modelio import SourceModel
 from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.plan import BiasPlan, CodeSpec, FaultModel, LeftOutTensor, StoragePlan, TensorPlan
+from qtaml_onnx.protection import Protection, scheme
 from qtaml_onnx.sensitivity import Sensitivity
-from qtaml_onnx.storage import Code
-from qtaml_onnx.storage.tensor import along_channels, channel_scales, normalise
-from qtaml_onnx.weights import (
-    Inventory,
-    Weight,
-    constant_array,
-    dequantize_parameters,
-    find_weights,
-    float_weights,
-)
+from qtaml_onnx.storage import uniform_code, word_sums
+from qtaml_onnx.storage.tensor import normalise
+from qtaml_onnx.tensors import Scaling, ScalingKind, TensorData, gather
+from qtaml_onnx.weights import Inventory, find_weights
 
-__all__ = ["Allocation", "Planner", "TensorData", "prepare"]
+__all__ = ["Allocation", "Menu", "Planner", "prepare"]
 
-_HALF_RANGE = 127
-"""Largest magnitude of a symmetric 8-bit weight: normalised weights of quantised models count in 127ths."""
+LONGEST_WORD = 12
 
 Allocation = tuple[int, ...]
+"""For each tensor the index of its choice."""
 
 
 @dataclass(frozen=True)
-class TensorData:
-    """One weight with all that its design needs.
+class Choice:
+    """One thing that can be done with a tensor.
 
     Attributes:
-        weight: Where it is.
-        values: The float weights that the operator sees, in the model's type.
-        scales: What normalised weights are multiplied by, float32 [channels] or [1].
-        samples: Normalised weights and, for a quantised model, the code of its words.
-        zero_point: Of a quantised weight.
+        bits: Word length.
+        protected: Number of protected planes.
+        cost: What is counted against the budget: protected bits, or all stored bits.
+        energy: Predicted output noise energy.
+        design: The design, where it was made for this tensor; None where a shared code book serves.
     """
 
-    weight: Weight
-    values: NDArray[np.floating]
-    scales: NDArray[np.float32]
-    samples: TensorSamples
-    zero_point: int = 0
+    bits: int
+    protected: int
+    cost: int
+    energy: float
+    design: Design | None = None
+
+
+@dataclass(frozen=True)
+class Menu:
+    """The choices of every tensor under one method.
+
+    Attributes:
+        method: The method.
+        choices: For each tensor.
+    """
+
+    method: Method
+    choices: list[list[Choice]]
 
     @property
-    def broadcast_scales(self) -> NDArray[np.float32]:
-        """`scales` in a shape that broadcasts against the weights."""
-        return along_channels(self.scales, self.values.ndim, self.weight.channel_axis)
+    def _options(self) -> list[list[Option]]:
+        return [[Option(choice.cost, choice.energy) for choice in choices] for choices in self.choices]
 
-    @property
-    def magnitude(self) -> float:
-        """Σ scale² over all weights: the noise energy in the weights for normalised noise of variance 1."""
-        return self.weight.size * float(np.mean(self.scales.astype(np.float64) ** 2))
+    def sequence(self) -> list[Allocation]:
+        """Allocations of growing cost, from the cheapest to the one with the least noise."""
+        uniform = self.method.weighting == "uniform"
+        return uniform_sequence(self._options) if uniform else greedy_sequence(self._options)
+
+    def within(self, cost: float) -> Allocation:
+        """The allocation of at most that cost; the cheapest if none is."""
+        if self.method.weighting != "uniform":
+            return best_within(self._options, cost)
+        affordable = [a for a in self.sequence() if self.cost(a) <= cost]
+        return affordable[-1] if affordable else self.sequence()[0]
+
+    def cost(self, allocation: Allocation) -> int:
+        """Total cost of an allocation."""
+        return sum(choices[i].cost for choices, i in zip(self.choices, allocation, strict=True))
+
+    def energy(self, allocation: Allocation) -> float:
+        """Predicted output noise energy of an allocation."""
+        return sum(choices[i].energy for choices, i in zip(self.choices, allocation, strict=True))
 
 
 def prepare(source: SourceModel, include: list[str] | None = None, exclude: list[str] | None = None) -> Inventory:
@@ -83,32 +105,6 @@ def prepare(source: SourceModel, include: list[str] | None = None, exclude: list
     return inventory
 
 
-def _gather(weight: Weight, per_tensor: bool) -> TensorData:
-    values = float_weights(weight)
-    if not np.isfinite(values).all():
-        raise InputError(f"weight '{weight.name}' has NaN or infinite values; mend the model before hardening")
-    node = weight.dequantize
-    if node is None:
-        axis = None if per_tensor else weight.channel_axis
-        scales = channel_scales(values.astype(np.float32), axis)
-        return TensorData(weight, values, scales, TensorSamples(normalise(values, scales, axis)))
-    words = constant_array(weight.stored)
-    scale, point = dequantize_parameters(node, words.shape)
-    zero = int(np.ravel(point)[0])
-    x = (words.astype(np.float32) - np.float32(zero)) / np.float32(_HALF_RANGE)
-    scales = (np.ravel(scale).astype(np.float32) * np.float32(_HALF_RANGE)).astype(np.float32)
-    return TensorData(weight, values, scales, TensorSamples(x, _stored_code(words.dtype, zero)), zero)
-
-
-def _stored_code(dtype: np.dtype[np.generic], zero_point: int) -> Code:
-    """The code of 8-bit words as a quantised model has them: every word its own cell."""
-    signed = np.arange(-128, 128) if dtype == np.int8 else np.arange(256)
-    levels = np.empty(256)
-    levels[signed & 255] = (signed - zero_point) / _HALF_RANGE
-    boundaries = (signed[:-1] + 0.5 - zero_point) / _HALF_RANGE
-    return Code(f"stored-{dtype.name}", 8, boundaries, signed & 255, levels)
-
-
 class Planner:
     """Everything that is decided about one model under one fault model.
 
@@ -116,12 +112,15 @@ class Planner:
         source: The model.
         inventory: Its weights.
         fault_model: What is designed for.
-        bits: Word length of float weights.
+        bits: Word length of float weights, where it is not chosen a tensor.
+        input_scales: Whether inputs of a layer get scales of their own where calibration says how much they vary.
+        protection: How protected planes are kept.
+        residual: Rate at which they still flip.
         tensors: The weights' data, in graph order.
-        sensitivity: Measured by forward probes; None where no method needs it.
         layers: By weight name, the layers whose bias can correct itself.
         statistics: What calibration says of them; empty without calibration data.
         biases: Plans of their biases.
+        sensitivity: Measured by forward probes; None where no method needs it.
     """
 
     def __init__(
@@ -132,252 +131,281 @@ class Planner:
         *,
         bits: int = 8,
         per_tensor_scales: bool = False,
+        protection: str = "ideal",
+        input_scales: bool = True,
     ) -> None:
         """Reads the weights; raises InputError if one is not finite or the rates are too few for the word length."""
         self.source = source
         self.inventory = inventory
         self.fault_model = fault_model
         self.bits = bits
-        self.rates: FlipRates = fault_model.rates
+        self.rates = fault_model.rates
         self.rates.truncated(bits)  # refuses too few planes before any work
-        self.tensors = [_gather(weight, per_tensor_scales) for weight in inventory.weights]
-        self.per_tensor_scales = per_tensor_scales
-        self.sensitivity: Sensitivity | None = None
-        self._designs: dict[tuple[str, bool], list[list[Design]]] = {}
+        raw = max((a + b) / 2 for a, b in zip(self.rates.p01, self.rates.p10, strict=True))
+        self.input_scales = input_scales
+        self.protection: Protection = scheme(protection, rate=raw)
+        self.residual = self.protection.residual(raw)
+        self.tensors = [gather(weight, per_tensor_scales) for weight in inventory.weights]
         self.layers: dict[str, Layer] = {}
         self.statistics: dict[str, LayerStatistics] = {}
         self.biases: dict[str, BiasPlan] = {}
-
-    @cached_property
-    def probe_weights(self) -> dict[str, tuple[NDArray[np.floating], NDArray[np.floating]]]:
-        """What sensitivity probes need: float weights and broadcast scales by name."""
-        result = {}
-        for tensor in self.tensors:
-            scales = along_channels(tensor.scales, tensor.values.ndim, self._axis(tensor))
-            result[tensor.weight.name] = (tensor.values, scales)
-        return result
-
-    def _axis(self, tensor: TensorData) -> int | None:
-        if tensor.weight.dequantize is None and self.per_tensor_scales:
-            return None
-        return tensor.weight.channel_axis
-
-    def correct_biases(self, statistics: dict[str, LayerStatistics]) -> None:
-        """Plans self-correcting biases from calibration statistics of `self.layers`."""
-        values = {tensor.weight.name: tensor.values for tensor in self.tensors}
-        self.statistics = statistics
-        self.biases = {
-            name: plan
-            for name, found in statistics.items()
-            if (plan := _bias_plan(self.layers[name], found, values[name])) is not None
-        }
+        self.sensitivity: Sensitivity | None = None
+        self._probed_with: ScalingKind = "peak"
+        self._menus: dict[tuple[str, bool], Menu] = {}
+        self._scalings: dict[tuple[str, str], Scaling] = {}
+        self._books: CodeBooks | None = None
 
     def find_layers(self) -> None:
         """Looks for the layers whose bias can correct itself."""
         found = {weight.name: find_layer(self.source.model, weight)[0] for weight in self.inventory.weights}
         self.layers = {name: layer for name, layer in found.items() if layer is not None}
 
-    def designs(
-        self, method: Method, progress: Callable[[], None] = lambda: None, *, protectable: bool = True
-    ) -> list[list[Design]]:
-        """For each tensor its designs with 0, 1, 2, … protected planes, or with 0 alone; made once a method."""
-        if (method.name, True) in self._designs:
-            protectable = True
-        key = (method.name, protectable)
-        if key not in self._designs:
-            made = []
-            for tensor in self.tensors:
-                made.append(method.designs(tensor.samples, self.rates, self.bits, protectable=protectable))
-                progress()
-            self._designs[key] = made
-        return self._designs[key]
+    def use_statistics(self, statistics: dict[str, LayerStatistics], *, correct_biases: bool) -> None:
+        """Takes calibration statistics of `self.layers` for scales, and for self-correcting biases if wanted."""
+        self.statistics = statistics
+        self._scalings.clear()
+        if correct_biases:
+            values = {tensor.name: tensor.values for tensor in self.tensors}
+            plans = {name: bias_plan(self.layers[name], found, values[name]) for name, found in statistics.items()}
+            self.biases = {name: plan for name, plan in plans.items() if plan is not None}
+
+    def scaling(self, method: Method, tensor: TensorData) -> Scaling:
+        """How a method normalises a tensor."""
+        key = (method.scaling, tensor.name)
+        if key not in self._scalings:
+            found = self.statistics.get(tensor.name)
+            deviation = None
+            if self.input_scales and found is not None and self.layers[tensor.name].groups == 1:
+                deviation = np.sqrt(found.input_variance)
+            self._scalings[key] = tensor.scaling(method.scaling, deviation)
+        return self._scalings[key]
+
+    def normalised(self, method: Method, tensor: TensorData) -> NDArray[np.float32]:
+        """Normalised weights, float32: what a code is made for."""
+        return normalise(tensor.values, self.scaling(method, tensor).factors(tensor.values.ndim))
+
+    def probe_weights(self, method: Method) -> dict[str, tuple[NDArray[np.floating], NDArray[np.floating]]]:
+        """What sensitivity probes need: float weights, and the scale of the noise in each, by name."""
+        return {
+            tensor.name: (tensor.values, self.scaling(method, tensor).factors(tensor.values.ndim))
+            for tensor in self.tensors
+        }
+
+    def use_sensitivity(self, sensitivity: Sensitivity, method: Method) -> None:
+        """Takes sensitivities that were probed with the scales of `method`."""
+        self.sensitivity = sensitivity
+        self._probed_with = method.scaling
 
     def _weighting(self, method: Method) -> list[float]:
-        if method.weighting != "magnitude" and self.sensitivity is not None:
-            energy = self.sensitivity.energy
-            if any(energy[tensor.weight.name] > 0 for tensor in self.tensors):
-                return [energy[tensor.weight.name] for tensor in self.tensors]
-        return [tensor.magnitude for tensor in self.tensors]
-
-    def _options(self, method: Method) -> list[list[Option]]:
-        """For each tensor the cost and predicted output noise energy of its designs."""
-        return [
-            [Option(tensor.weight.size * len(d.protected_planes), weight * d.noise) for d in designs]
-            for tensor, designs, weight in zip(
-                self.tensors, self.designs(method), self._weighting(method), strict=True
-            )
+        """Output noise energy of each tensor for normalised noise of variance 1, or what stands in for it."""
+        magnitude = [
+            tensor.weight.size * _mean_square(self.scaling(method, tensor).factors(tensor.values.ndim))
+            for tensor in self.tensors
         ]
+        if method.weighting == "magnitude" or self.sensitivity is None or not any(self.sensitivity.energy.values()):
+            return magnitude
+        energy = [self.sensitivity.energy[tensor.name] for tensor in self.tensors]
+        if self._probed_with == method.scaling:
+            return energy
+        probed = []
+        for tensor in self.tensors:
+            factors = self._scalings[self._probed_with, tensor.name].factors(tensor.values.ndim)
+            probed.append(tensor.weight.size * _mean_square(factors))
+        return [e * m / p for e, m, p in zip(energy, magnitude, probed, strict=True)]
+
+    def menu(
+        self, method: Method, progress: Callable[[], None] = lambda: None, *, protectable: bool = True
+    ) -> Menu:
+        """The choices at one word length: 0, 1, 2, … protected planes, or 0 alone; made once a method."""
+        key = (method.name, protectable)
+        if (method.name, True) in self._menus:
+            return self._menus[method.name, True]
+        if key not in self._menus:
+            choices = []
+            for tensor, weight in zip(self.tensors, self._weighting(method), strict=True):
+                choices.append(self._fixed_length(method, tensor, weight, protectable))
+                progress()
+            self._menus[key] = Menu(method, choices)
+        return self._menus[key]
+
+    def _fixed_length(self, method: Method, tensor: TensorData, weight: float, protectable: bool) -> list[Choice]:
+        size = tensor.weight.size
+        x = self.normalised(method, tensor)
+        if method.code == "channel-optimized" and tensor.fixed is None:
+            books, signal = self.books(method), weight * _mean_square(x)
+            return [
+                Choice(self.bits, m, size * m, signal * books.book(self.bits, m).noise_to_signal)
+                for m in (range(self.bits + 1) if protectable else (0,))
+            ]
+        code = tensor.fixed or uniform_code("twos-complement", self.bits)
+        designs = method.designs(x, code, self.rates, residual=self.residual, protectable=protectable)
+        return [
+            Choice(code.bits, len(d.protected_planes), size * len(d.protected_planes), weight * d.noise, d)
+            for d in designs
+        ]
+
+    def word_length_menu(self, method: Method, progress: Callable[[], None] = lambda: None) -> Menu:
+        """The choices where each tensor may have a word length of its own; cost is all stored bits, parity included.
+
+        With ideal protection nothing is protected: a bit that costs nothing and never fails would win everywhere.
+
+        Raises:
+            InputError: if the method has no code books, or the model brings its own words along.
+        """
+        if method.code != "channel-optimized":
+            raise InputError(f"--bits-per-weight needs --method channel-optimized, not {method.name}")
+        books, choices = self.books(method), []
+        for tensor, weight in zip(self.tensors, self._weighting(method), strict=True):
+            if tensor.fixed is not None:
+                raise InputError(f"'{tensor.name}' has words already; --bits-per-weight needs float weights")
+            size, signal = tensor.weight.size, weight * _mean_square(self.normalised(method, tensor))
+            options = []
+            for bits in range(1, min(LONGEST_WORD, self.rates.bits) + 1):
+                for protected in (0,) if self.protection.name == "ideal" else (0, bits):
+                    cost = size * bits + self.protection.parity_bits(size * protected)
+                    noise = books.book(bits, protected).noise_to_signal
+                    options.append(Choice(bits, protected, cost, signal * noise))
+            choices.append(options)
+            progress()
+        return Menu(method, choices)
+
+    def books(self, method: Method) -> CodeBooks:
+        """The shared code books of the float tensors."""
+        if self._books is None:
+            free = [tensor for tensor in self.tensors if tensor.fixed is None]
+            weights = dict(zip((t.name for t in self.tensors), self._weighting(method), strict=True))
+            pools = [self.normalised(method, tensor) for tensor in free]
+            self._books = CodeBooks(pools, self.rates, self.residual, [weights[tensor.name] for tensor in free])
+        return self._books
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+        return sum(tensor.weight.size for tensor in self.tensors)
 
     @property
     def weight_bits(self) -> int:
-        """All stored weight bits at the plan's word lengths."""
-        return sum(t.weight.size * (t.samples.fixed.bits if t.samples.fixed else self.bits) for t in self.tensors)
+        """All stored weight bits at the fixed word length."""
+        return sum(t.weight.size * (t.fixed.bits if t.fixed else self.bits) for t in self.tensors)
 
-    def sequence(self, method: Method) -> list[Allocation]:
-        """Allocations of growing protection, from none to all."""
-        options = self._options(method)
-        return uniform_sequence(options) if method.weighting == "uniform" else greedy_sequence(options)
+    def within_budget(self, method: Method, budget: float) -> StoragePlan:
+        """The plan that protects at most `budget`, a fraction of all weight bits."""
+        menu = self.menu(method, protectable=budget > 0)
+        return self.plan(menu, menu.within(budget * self.weight_bits * (1 + 1e-12)))
 
-    def within(self, method: Method, budget: float) -> Allocation:
-        """The allocation that protects at most `budget`, a fraction of all weight bits."""
-        if budget == 0:
-            return (0,) * len(self.tensors)
-        options = self._options(method)
-        most = budget * self.weight_bits * (1 + 1e-12)
-        if method.weighting != "uniform":
-            return best_within(options, most)
-        cost = [sum(o[i].cost for o, i in zip(options, a, strict=True)) for a in uniform_sequence(options)]
-        return uniform_sequence(options)[max(i for i, c in enumerate(cost) if c <= most)]
+    def within_bits(
+        self, method: Method, bits_per_weight: float, progress: Callable[[], None] = lambda: None
+    ) -> StoragePlan:
+        """The plan of at most that many stored bits a weight, all in: words, parity and metadata.
+
+        Raises:
+            InputError: if not even the shortest words fit.
+        """
+        menu = self.word_length_menu(method, progress)
+        total = bits_per_weight * self.weights
+        room = total
+        for _attempt in range(4):  # metadata depend on the word lengths chosen: take off what they turn out to be
+            plan = self.plan(menu, menu.within(room))
+            used = plan.weight_bits + plan.parity_bits + plan.metadata_bits
+            if used <= total:
+                return plan
+            room -= used - total
+        raise InputError(
+            f"--bits-per-weight {bits_per_weight:g} is too little: the shortest words and their metadata take "
+            f"{used / self.weights:.3f}"
+        )
 
     def smallest_overhead(self, method: Method, energy: float) -> float | None:
         """The smallest protected fraction whose predicted output noise energy is at most `energy`; None if none is."""
-        options = self._options(method)
-        for allocation in self.sequence(method):
-            chosen = [o[i] for o, i in zip(options, allocation, strict=True)]
-            if sum(option.energy for option in chosen) <= energy:
-                return sum(option.cost for option in chosen) / self.weight_bits
+        menu = self.menu(method)
+        for allocation in menu.sequence():
+            if menu.energy(allocation) <= energy:
+                return menu.cost(allocation) / self.weight_bits
         return None
 
-    def plan(self, method: Method, allocation: Sequence[int]) -> StoragePlan:
-        """The plan of a method at an allocation."""
-        energy = self.sensitivity.energy if self.sensitivity else {}
-        all_designs = self.designs(method, protectable=any(allocation))
+    def plan(self, menu: Menu, allocation: Sequence[int]) -> StoragePlan:
+        """The plan of an allocation."""
+        method = menu.method
+        tensors = tuple(
+            self._tensor_plan(method, tensor, choices[index], stream)
+            for stream, (tensor, choices, index) in enumerate(
+                zip(self.tensors, menu.choices, allocation, strict=True)
+            )
+        )
+        longest = max(tensor.bits for tensor in tensors)
+        faults = self.fault_model
         return StoragePlan(
             source_sha256=self.source.sha256,
             method=method.name,
-            fault_model=self.fault_model,
-            tensors=tuple(
-                self._tensor_plan(method, tensor, designs[index], stream, energy.get(tensor.weight.name))
-                for stream, (tensor, designs, index) in enumerate(
-                    zip(self.tensors, all_designs, allocation, strict=True)
-                )
-            ),
+            fault_model=faults.model_copy(update={"p01": faults.p01[:longest], "p10": faults.p10[:longest]}),
+            protection=self.protection.name,
+            parity_bits=sum(self.protection.parity_bits(t.size * len(t.protected_planes)) for t in tensors),
+            residual_rate=self.residual,
+            tensors=tensors,
             left_out=tuple(LeftOutTensor(name=item.name, reason=item.reason) for item in self.inventory.left_out),
         )
 
-    def _tensor_plan(
-        self, method: Method, tensor: TensorData, design: Design, stream: int, sensitivity: float | None
-    ) -> TensorPlan:
-        weight = tensor.weight
-        bias = self.biases.get(weight.name) if method.corrects_bias else None
-        shared = {
-            "name": weight.name,
-            "op_type": weight.op_type,
-            "dtype": weight.dtype.name,
-            "shape": weight.shape,
-            "channel_axis": self._axis(tensor) if tensor.scales.size > 1 else None,
-            "code": CodeSpec.of(design.code),
-            "weight_scales": _floats(tensor.scales),
-            "readout": design.readout.kind,
-            "protected_planes": design.protected_planes,
-            "stream": stream,
-            "sensitivity": sensitivity,
-            "noise": design.noise,
-            "signal": float(np.mean(tensor.samples.x.astype(np.float64) ** 2)),
-            "bias": bias,
-        }
-        form = (_quantised_form if weight.dequantize is not None else _float_form)(tensor, design)
-        if bias is not None and (gain := self._restored_deviation(tensor, design.noise)) is not None:
-            form["scales"] = _floats((np.asarray(form["scales"]) * gain).astype(np.float32))
-        return TensorPlan.model_validate(shared | form)
+    def _design(self, method: Method, choice: Choice, x: NDArray[np.float32]) -> Design:
+        """The design of a choice; a shared code book is fitted to the tensor by its gain alone."""
+        if choice.design is not None:
+            return choice.design
+        books = self.books(method)
+        rates, planes = books.rates(choice.bits, choice.protected)
+        book = books.book(choice.bits, choice.protected)
+        sums = word_sums(book.code, x)
+        gain, noise = restored_gain(book.readout, rates, sums)
+        return Design(book.code, book.readout, planes, noise, gain)
 
-    def _restored_deviation(self, tensor: TensorData, noise: float) -> NDArray[np.float64] | None:
-        """The factor an output channel that takes the variance which faults add out of the layer's output again.
+    def _tensor_plan(self, method: Method, tensor: TensorData, choice: Choice, stream: int) -> TensorPlan:
+        weight, scaling = tensor.weight, self.scaling(method, tensor)
+        x = self.normalised(method, tensor)
+        design = self._design(method, choice, x)
+        bias = self.biases.get(tensor.name) if method.corrects_bias else None
+        form = read_out_form(tensor, design.code, design.readout, scaling)
+        rows = form.scales.astype(np.float64) * design.gain
+        if bias is not None:
+            rows = rows * self._restored(tensor, scaling, design.noise)
+        sensitivity = None
+        if self.sensitivity is not None and self._probed_with == method.scaling:
+            sensitivity = self.sensitivity.energy[tensor.name]
+        return TensorPlan(
+            name=tensor.name,
+            op_type=weight.op_type,
+            dtype=weight.dtype.name,
+            shape=weight.shape,
+            channel_axis=scaling.row_axis if scaling.rows.size > 1 else None,
+            code=CodeSpec.of(design.code),
+            form=form.form,
+            words_type=form.words_type,
+            weight_scales=floats(scaling.rows),
+            scales=floats(rows.astype(np.float32)),
+            input_scales=None if scaling.columns is None else floats(scaling.columns),
+            input_axis=scaling.column_axis,
+            offset=form.offset,
+            table=form.table,
+            zero_point=form.zero_point,
+            readout=method.readout,
+            protected_planes=design.protected_planes,
+            stream=stream,
+            sensitivity=sensitivity,
+            noise=design.noise,
+            signal=_mean_square(x),
+            bias=bias,
+        )
 
-        sqrt(s/(s + v)), s the clean variance of the channel, v the variance that the noise adds on x − x̄. Folded into
-        the scales, so that it costs nothing; only where there is a scale for each output channel, and not at the
-        model's own outputs, whose scale is the caller's.
+    def _restored(self, tensor: TensorData, scaling: Scaling, noise: float) -> NDArray[np.float64] | float:
+        """The factor a channel that restores the layer's output deviation; 1 where there is no scale to fold it into.
+
+        Not at the model's own outputs, whose scale is the caller's.
         """
-        name = tensor.weight.name
-        layer, statistics = self.layers[name], self.statistics[name]
+        layer, statistics = self.layers[tensor.name], self.statistics[tensor.name]
         outputs = {str(value.name) for value in self.source.model.graph.outputs}
-        if layer.output in outputs or tensor.scales.size != len(layer.bias):
-            return None
-        clean = statistics.output_variance
-        added = noise * tensor.scales.astype(np.float64) ** 2 * extra_variance(layer, statistics)
-        return np.asarray(np.sqrt(np.divide(clean, clean + added, out=np.ones_like(clean), where=clean > 0)))
+        if layer.output in outputs or scaling.rows.size != len(layer.bias):
+            return 1.0
+        columns = None if scaling.columns is None else scaling.columns.astype(np.float64)
+        added = noise * scaling.rows.astype(np.float64) ** 2 * extra_variance(layer, statistics, columns)
+        return restored_deviation(statistics, added)
 
 
-def _bias_plan(layer: Layer, statistics: LayerStatistics, weights: NDArray[np.floating]) -> BiasPlan | None:
-    """The plan of a self-correcting bias; None if x̄ does not fit half precision."""
-    mean = statistics.mean_input.astype(np.float16)
-    if not np.isfinite(mean).all():
-        return None
-    kernel = statistics.coverage.shape
-    coverage = statistics.coverage.astype(np.float16)
-    target = layer.bias + mean_response(layer, weights, mean.astype(np.float64), coverage.astype(np.float64))
-    grouped: tuple[int, ...] | None = None
-    taps = (1,) * len(kernel)
-    match layer.op_type:
-        case "Conv" if layer.groups > 1:
-            inputs = weights.shape[1]
-            grouped = (layer.groups, len(layer.bias) // layer.groups, inputs, *kernel)
-            shape, summed = (layer.groups, 1, inputs, *taps), tuple(range(2, 3 + len(kernel)))
-        case "Conv":
-            shape, summed = (1, -1, *taps), tuple(range(1, 2 + len(kernel)))
-        case "ConvTranspose":
-            shape, summed = (-1, 1, *taps), (0, *range(2, 2 + len(kernel)))
-        case _:
-            shape, summed = ((1, -1), (1,)) if layer.outputs_first else ((-1, 1), (0,))
-    return BiasPlan(
-        output=layer.output,
-        mean_input=_floats(mean),
-        mean_shape=shape,
-        coverage=None if (coverage == 1).all() else _floats(coverage),
-        coverage_shape=kernel,
-        summed_axes=summed,
-        target=_floats(target.astype(np.float32)),
-        grouped_shape=grouped,
-        has_bias=layer.has_bias,
-    )
-
-
-def _floats(values: NDArray[np.floating]) -> tuple[float, ...]:
-    return tuple(float(v) for v in np.ravel(values))
-
-
-def _float_form(tensor: TensorData, design: Design) -> dict[str, object]:
-    """A scale and an offset where the table is a line in the word's integer value, else the table."""
-    code, table = design.code, design.readout.table
-    if code.bits == 8 and code.name in ("twos-complement", "offset-binary"):
-        value = np.arange(256) if code.name == "offset-binary" else np.arange(256).astype(np.uint8).view(np.int8)
-        slope = float(np.ptp(table)) / 255
-        line = slope * value.astype(np.float64)
-        offset = float(table[0] - line[0])
-        if slope > 0 and np.abs(line + offset - table).max() <= 1e-12 * np.abs(table).max():
-            return {
-                "form": "affine",
-                "words_type": "UINT8" if code.name == "offset-binary" else "INT8",
-                "scales": _floats((tensor.scales.astype(np.float64) * slope).astype(np.float32)),
-                "offset": float(np.float32(-offset / slope)),
-            }
-    kept = np.float16 if code.bits <= 10 else np.float32
-    return {
-        "form": "table",
-        "words_type": "UINT8" if code.bits <= 8 else "UINT16",
-        "scales": _floats(tensor.scales),
-        "table": tuple(float(v) for v in table.astype(kept)),
-    }
-
-
-def _quantised_form(tensor: TensorData, design: Design) -> dict[str, object]:
-    """Words of a DequantizeLinear: as they are for a plain read-out, else through a table of integers of the same type."""
-    signed = tensor.weight.dtype == ir.DataType.INT8
-    step = tensor.scales.astype(np.float64) / _HALF_RANGE
-    if design.readout.kind == "plain":
-        return {
-            "form": "dequantize",
-            "words_type": "INT8" if signed else "UINT8",
-            "scales": _floats(step.astype(np.float32)),
-            "zero_point": tensor.zero_point,
-        }
-    values = design.readout.table * _HALF_RANGE
-    stretch = float(np.abs(values).max()) / _HALF_RANGE or 1.0
-    zero = 0 if signed else 128
-    return {
-        "form": "integer-table",
-        "words_type": "UINT8",
-        "scales": _floats((step * stretch).astype(np.float32)),
-        "table": tuple(float(v) for v in np.rint(values / stretch) + zero),
-        "zero_point": zero,
-    }
+def _mean_square(values: NDArray[np.floating]) -> float:
+    return float(np.mean(np.square(values, dtype=np.float64)))

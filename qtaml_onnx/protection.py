@@ -333,16 +333,15 @@ class Ldpc(Protection):
         return 10_000 - parity, parity
 
     def residual(self, p: float) -> float:
-        """Upper 95 % limit of the bit error rate after sum-product decoding, from simulation.
+        """Upper 95 % limit of the bit error rate after sum-product decoding, at the next simulated rate at or above p.
 
-        Between simulated rates it is interpolated in the logarithm; below the lowest one it is that one's limit, as far
-        as the simulation reached, and above the highest the raw rate itself.
+        A step function, as interpolation would flatter a waterfall; above the highest simulated rate, the raw rate.
         """
         p = _rate(p)
         rates, limits = _ldpc_table()[self.j, self.k].T
         if p > rates[-1]:
             return p
-        return min(p, float(np.exp(np.interp(p, rates, np.log(np.minimum.accumulate(limits[::-1])[::-1])))))
+        return min(p, float(limits[np.searchsorted(rates, p) :].min()))
 
 
 AUTO_CANDIDATES: tuple[str, ...] = (

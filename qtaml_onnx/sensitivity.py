@@ -1,8 +1,9 @@
 """How much noise in each weight tensor matters at the outputs: forward probes, no labels, any operator.
 
-To first order the output noise energy is Σ_l J_l² N_l σ_l². A probe adds small white noise to one tensor and measures the
-change of the outputs, which estimates J_l² N_l by E‖f(W + εZ) − f(W)‖²/ε² (a randomised trace estimate of the Jacobian's
-Gram matrix; Hutchinson 1989). Noise is put in in units of each output channel's scale, as stored words have it.
+To first order the output noise energy is Σ_l J_l² N_l σ_l². A probe adds small white noise to one tensor and measures
+the change of the outputs, which estimates J_l² N_l by E‖f(W + εZ) − f(W)‖²/ε² (a randomised trace estimate of the
+Jacobian's Gram matrix; Hutchinson 1989). Noise is put in in units of each output channel's scale, as stored words have
+it.
 """
 
 from __future__ import annotations
@@ -83,10 +84,16 @@ def measure_sensitivity(
                 values = session.run(None, {**inputs, **feed})
             except Exception as error:  # onnxruntime raises types of its own, without a common base
                 raise InputError(f"the model does not run on {data.source}: {_short(error)}") from error
-            flat = [_rows(v, count) for v in values if isinstance(v, np.ndarray) and np.issubdtype(v.dtype, np.floating)]
+            fed = None if data.one_by_one else len(next(iter(inputs.values())))
+            real = [v for v in values if isinstance(v, np.ndarray) and np.issubdtype(v.dtype, np.floating)]
+            flat = [_rows(value, count, fed) for value in real]
             rows.append(np.concatenate(flat, axis=1) if flat else np.zeros((count, 0)))
+        if len({row.shape[1] for row in rows}) != 1:
+            raise InputError("the sizes of the model's outputs depend on its inputs: sensitivity cannot be measured")
         return np.concatenate(rows)
 
+    if not len(data):
+        raise InputError("the model has no inputs to feed: sensitivity cannot be measured")
     clean = outputs({})
     if not np.isfinite(clean).all():
         raise InputError(f"the model's outputs on {data.source} are not finite; give other calibration data")
@@ -94,23 +101,38 @@ def measure_sensitivity(
     energy: dict[str, float] = {}
     rng = np.random.default_rng(seed)
     for name, (weights, scales) in normalised.items():
-        rms = float(np.sqrt(np.mean((weights.astype(np.float64) / scales) ** 2)))
+        values = weights.astype(np.float32)
+        units = scales.astype(np.float32)
+        rms = float(np.sqrt(np.mean(np.square(values / units), dtype=np.float64)))
         epsilon = RELATIVE_NOISE * (rms or 1.0)
         total = 0.0
         for _ in range(probes):
-            noise = rng.standard_normal(weights.shape, dtype=np.float32) * scales.astype(np.float32)
-            noisy = (weights.astype(np.float32) + np.float32(epsilon) * noise).astype(weights.dtype)
-            total += float(((outputs({expose.inputs[name]: noisy}) - clean) ** 2).sum(axis=1).mean())
+            noisy = rng.standard_normal(weights.shape, dtype=np.float32)
+            noisy *= np.float32(epsilon) * units
+            noisy += values
+            changed = outputs({expose.inputs[name]: noisy.astype(weights.dtype, copy=False)})
+            if changed.shape != clean.shape:
+                raise InputError(
+                    "the sizes of the model's outputs depend on its weights: sensitivity cannot be measured"
+                )
+            total += float(((changed - clean) ** 2).sum(axis=1).mean())
             progress()
         energy[name] = total / probes / epsilon**2
     output_energy = float((centred**2).sum(axis=1).mean()) if len(clean) > 1 else float((clean**2).sum())
     return Sensitivity(energy, output_energy, len(clean), probes)
 
 
-def _rows(value: NDArray[np.floating], count: int) -> NDArray[np.float64]:
-    """An output as one row a sample; outputs whose first axis is not that of the samples count as one row for all."""
+def _rows(value: NDArray[np.floating], count: int, fed: int | None) -> NDArray[np.float64]:
+    """An output as one row a sample.
+
+    Args:
+        value: The output.
+        count: How many of the samples fed count.
+        fed: Samples fed at once; None where a single one is the whole input. An output whose first axis is not that of
+            the samples counts as a whole for each.
+    """
     array = value.astype(np.float64)
-    if array.ndim and array.shape[0] >= count:
+    if fed is not None and array.ndim and array.shape[0] == fed:
         return array[:count].reshape(count, -1)
     return np.repeat(array.reshape(1, -1), count, axis=0)
 

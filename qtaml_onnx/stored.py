@@ -10,14 +10,12 @@ import onnx_ir as ir
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.harden import carry_out
 from qtaml_onnx.methods import METHODS
-from qtaml_onnx.modelio import SourceModel, load_model
-from qtaml_onnx.passes.inject_faults import SEED_INPUT, InjectFaults
+from qtaml_onnx.modelio import PLAN_KEY, SourceModel, load_model
+from qtaml_onnx.passes.inject_faults import InjectFaults
 from qtaml_onnx.plan import FaultModel, StoragePlan, read_plan
 from qtaml_onnx.planner import Planner, prepare
 
 __all__ = ["StoredModel", "plan_path", "stored_model"]
-
-PLAN_KEY = "qtaml_onnx.plan_sha256"
 
 
 @dataclass(frozen=True)
@@ -67,13 +65,13 @@ def stored_model(
         InputError: if the model is instrumented already, or is hardened and its plan is missing or of another model.
     """
     source = load_model(path)
-    if SEED_INPUT in source.model.graph.initializers:
-        raise InputError(f"{path} is instrumented already; give the model that it was made from")
+    if source.instrumented:
+        source.check_plain()
     wanted = source.model.metadata_props.get(PLAN_KEY)
     if wanted is None:
         inventory = prepare(source, include, exclude)
         planner = Planner(source, inventory, faults, bits=bits, per_tensor_scales=per_tensor_scales)
-        plan = planner.plan(METHODS["none"], (0,) * len(planner.tensors))
+        plan = planner.within_budget(METHODS["none"], 0)
         fixed, faulty = carry_out(source, plan)
         return StoredModel(source, plan, fixed, faulty, hardened=False)
     plan = read_plan(plan_path(path))

@@ -23,6 +23,7 @@ __all__ = [
     "constant_array",
     "dequantize_parameters",
     "find_weights",
+    "float_dtype",
     "float_weights",
     "is_constant",
 ]
@@ -134,6 +135,13 @@ def float_weights(weight: Weight) -> NDArray[np.floating]:
     scale, point = dequantize_parameters(node, stored.shape)
     real = (stored.astype(np.float32) - point.astype(np.float32)) * scale
     return np.asarray(real, dtype=scale.dtype)
+
+
+def float_dtype(weight: Weight) -> np.dtype[np.generic]:
+    """The float type in which the operator sees a weight."""
+    if weight.dequantize is None:
+        return np.dtype(weight.dtype.numpy())
+    return np.dtype(constant_array(weight.dequantize.inputs[1]).dtype)  # type: ignore[arg-type]
 
 
 def dequantize_parameters(node: ir.Node, shape: tuple[int, ...]) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
@@ -303,7 +311,7 @@ def _others(
             if id(value) in seen or id(value) in declined or not value.uses():
                 continue
             if not is_constant(value):
-                yield LeftOut(names[id(value)], "sparse, or given by an attribute of the function's call")
+                yield LeftOut(names[id(value)], "given by an attribute of the function's call")
             elif _may_be_weights(value):
                 yield LeftOut(names[id(value)], _role(value))
     foreign = {node.op_identifier()[:2] for _root, node in walk(model) if _is_foreign(model, node)}

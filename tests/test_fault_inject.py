@@ -190,7 +190,7 @@ def test_common_random_numbers_within_an_octave() -> None:
     assert not (few & ~many).any()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     seed=st.integers(-(2**63), 2**63 - 1),
     p=st.sampled_from([0.3, 0.02, 0.004]),

@@ -69,28 +69,35 @@ def run(session: ort.InferenceSession, words: Any, seed: Any, flip_rates: Any) -
     return np.asarray(session.run(None, feed)[0])
 
 
+CASES = [  # shape, rates: every rate once, every awkward size with both regimes
+    *(((3, 33, 171), name) for name in RATES),
+    *((shape, name) for shape in ((), (0, 4), (7, 73), (512,), (513,), (2, 16384)) for name in ("asymmetric", "edge")),
+]
+
+
 @needs_library
-@pytest.mark.parametrize("simd", ["plain", "avx2", "avx512"])
 @pytest.mark.parametrize("element_type", TYPES)
-def test_compiled_operator_gives_the_twins_bits(simd: str, element_type: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QTAML_SIMD", simd)
-    dtype = np.dtype(TYPES[element_type])
-    width = 8 * dtype.itemsize
-    try:
-        session = create_session(operator_model(element_type, stream=3, bits=width - 1), session_options(threads=2))
-    except InputError as error:
-        if "QTAML_SIMD" in str(error):
-            pytest.skip(f"this processor has no {simd}")
-        raise
-    for shape in ((), (0, 4), (1,), (7, 73), (512,), (513,), (5, 33, 100), (2, 16384), (32769,)):
-        words = random_words(shape, TYPES[element_type])
-        for name, pair in RATES.items():
-            flip_rates = table(pair, width + 1)
-            seed = -(2**63) + 12345 if name == "dense" else 7
+def test_compiled_operator_gives_the_twins_bits(element_type: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every instruction set that this processor has."""
+    width = 8 * np.dtype(TYPES[element_type]).itemsize
+    model = operator_model(element_type, stream=3, bits=width - 1)
+    sessions = {}
+    for simd in ("plain", "avx2", "avx512"):
+        monkeypatch.setenv("QTAML_SIMD", simd)
+        try:
+            sessions[simd] = create_session(model, session_options(threads=2))
+        except InputError as error:
+            if "QTAML_SIMD names no kernel of this machine" not in str(error):
+                raise
+    assert "plain" in sessions
+    for shape, name in CASES:
+        words, flip_rates = random_words(shape, TYPES[element_type]), table(RATES[name], width + 1)
+        seed = -(2**63) + 12345 if name == "dense" else 7
+        expected = fault_inject(words, seed, flip_rates, stream=3, bits=width - 1)
+        for simd, session in sessions.items():
             found = run(session, words, seed, flip_rates)
-            expected = fault_inject(words, seed, flip_rates, stream=3, bits=width - 1)
             assert found.shape == shape
-            assert found.tobytes() == expected.tobytes(), (name, shape)
+            assert found.tobytes() == expected.tobytes(), (simd, name, shape)
 
 
 @needs_library
@@ -115,8 +122,8 @@ def test_concurrent_runs_of_one_session() -> None:
     words = random_words((50_000,), "u1")
     pairs = list(RATES.values())
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda i: run(session, words, i, table(pairs[i % len(pairs)], 8)).tobytes(), range(40)))
-    assert found == [fault_inject(words, i, table(pairs[i % len(pairs)], 8)).tobytes() for i in range(40)]
+        found = list(pool.map(lambda i: run(session, words, i, table(pairs[i % len(pairs)], 8)).tobytes(), range(20)))
+    assert found == [fault_inject(words, i, table(pairs[i % len(pairs)], 8)).tobytes() for i in range(20)]
 
 
 REFUSALS = [
@@ -147,7 +154,7 @@ def test_operator_refuses_bad_inputs(change: dict[str, Any], element_type: int, 
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
-        ({"bits": 9}, "bits is 9, but the words of X have 8"),
+        ({"bits": 9}, "bits is 9; give 1 to 8 for the words of input X"),
         ({"bits": 0}, "bits is 0"),
         ({"bits": -3}, "bits is -3"),
         ({"bits": 4, "exposed_planes": 16}, "exposed_planes is 16; only planes 0 to 3 exist"),
@@ -194,13 +201,13 @@ def test_python_operator_gives_the_same_bits() -> None:
 
         for element_type, dtype in TYPES.items():
             width = 8 * np.dtype(dtype).itemsize
-            session = create_session(operator_model(element_type, stream=3, bits=width, exposed_planes=2**width - 1))
-            for shape in ((), (0, 4), (7, 73), (20000,)):
-                words = random_words(shape, dtype)
-                for pair in RATES.values():
-                    found = run(session, words, -9, table(pair, width))
-                    assert found.shape == shape
-                    assert found.tobytes() == fault_inject(words, -9, table(pair, width), stream=3).tobytes()
+            bits = width - 1
+            session = create_session(operator_model(element_type, stream=3, bits=bits, exposed_planes=2**bits - 1))
+            for shape, name in (((), "dense"), ((0, 4), "dense"), ((7, 73), "asymmetric"), ((17000,), "edge")):
+                words, flip_rates = random_words(shape, dtype), table(RATES[name], width)
+                found = run(session, words, -9, flip_rates)
+                assert found.shape == shape
+                assert found.tobytes() == fault_inject(words, -9, flip_rates, stream=3, bits=bits).tobytes()
         print("equal")
     """
     environment = os.environ | {runtime.FORCE_PYTHON_OPS: "1", "PYTHONPATH": _python_path()}
@@ -289,7 +296,7 @@ def test_create_session_from_proto_bytes_and_path(
     path = tmp_path / "model.onnx"
     path.write_bytes(before)
     flip_rates = table((0.3, 0.3), 8)
-    feed = {"x": np.zeros(6, np.float32), "qtaml_seed": np.int64(6), "qtaml_flip_rates": flip_rates}
+    feed = {"x": np.zeros(6, np.float32), "qtaml_seed": np.array(6), "qtaml_flip_rates": flip_rates}
     expected = fault_inject(np.arange(6, dtype=np.uint8), 6, flip_rates)
     for given in (model, before, path, str(path)):
         session = create_session(given)

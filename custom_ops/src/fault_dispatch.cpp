@@ -7,7 +7,9 @@ namespace qtaml {
 
 ChunkKernel chunk_kernel() {
   const char* wanted = std::getenv("QTAML_SIMD");
-  const auto admits = [wanted](const char* name) { return wanted == nullptr || *wanted == 0 || std::strcmp(wanted, name) == 0; };
+  const auto admits = [wanted](const char* name) {
+    return wanted == nullptr || *wanted == 0 || std::strcmp(wanted, name) == 0;
+  };
 #ifdef QTAML_X86
   __builtin_cpu_init();
   if (admits("avx512") && __builtin_cpu_supports("avx512f")) return inject_chunk_avx512;

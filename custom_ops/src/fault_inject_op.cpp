@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <exception>
 #include <new>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -108,17 +109,18 @@ struct FaultInjectOp : OrtCustomOp {
 struct Kernel {
   const Api& api;
   ChunkKernel chunk;
-  int64_t stream, bits, exposed;  // bits and exposed are -1 where absent
+  int64_t stream;
+  std::optional<int64_t> bits, exposed;
 
   void run(OrtKernelContext* context) const;
 };
 
-int64_t attribute(const Api& api, const OrtKernelInfo* info, const char* name, int64_t absent) {
-  int64_t value = absent;
+std::optional<int64_t> attribute(const Api& api, const OrtKernelInfo* info, const char* name) {
+  int64_t value = 0;
   OrtStatus* status = api.KernelInfoGetAttribute_int64(info, name, &value);
   if (status == nullptr) return value;
-  api.ReleaseStatus(status);
-  return absent;
+  api.ReleaseStatus(status);  // absent: each attribute has a default
+  return std::nullopt;
 }
 
 void Kernel::run(OrtKernelContext* context) const {
@@ -129,30 +131,34 @@ void Kernel::run(OrtKernelContext* context) const {
     refuse(api, "input X has element type " + std::to_string(x.type) +
                     " (ONNX numbering); give 8, 16 or 32-bit integers, float8, float16, bfloat16 or float");
   }
-  const int64_t stored = bits < 0 ? job.width : bits;
-  if (stored > job.width) {
-    refuse(api, "attribute bits is " + std::to_string(stored) + ", but the words of X have " + std::to_string(job.width));
+  const int64_t stored = bits.value_or(job.width);
+  if (stored < 1 || stored > job.width) {
+    refuse(api, "attribute bits is " + std::to_string(stored) + "; give 1 to " + std::to_string(job.width) +
+                    " for the words of input X");
   }
-  const int64_t all = (int64_t{1} << stored) - 1, planes_exposed = exposed < 0 ? all : exposed;
-  if (planes_exposed > all) {
+  const int64_t all = (int64_t{1} << stored) - 1, planes_exposed = exposed.value_or(all);
+  if (planes_exposed < 0 || planes_exposed > all) {
     refuse(api, "attribute exposed_planes is " + std::to_string(planes_exposed) + "; only planes 0 to " +
                     std::to_string(stored - 1) + " exist");
   }
-  if (seed.count != 1 || seed.shape.size() > 1) refuse(api, "input seed has shape " + text(seed.shape) + "; give one int64");
+  if (seed.count != 1 || seed.shape.size() > 1) {
+    refuse(api, "input seed has shape " + text(seed.shape) + "; give one int64");
+  }
   if (rates.shape.size() != 2 || rates.shape[0] != 2) {
     refuse(api, "input flip_rates has shape " + text(rates.shape) + "; give float32 [2, planes]");
   }
   const size_t planes = static_cast<size_t>(rates.shape[1]);
   if (rates.shape[1] < stored) {
-    refuse(api, "input flip_rates has " + std::to_string(planes) + " planes; give at least bits = " + std::to_string(stored));
+    refuse(api, "input flip_rates has " + std::to_string(planes) + " planes; give at least bits = " +
+                    std::to_string(stored));
   }
   const float* rate = static_cast<const float*>(rates.data);
   for (size_t i = 0; i < 2 * planes; ++i) {
     if (!(rate[i] >= 0.0f && rate[i] < 1.0f)) {
       char value[32];
       std::snprintf(value, sizeof value, "%.9g", static_cast<double>(rate[i]));
-      refuse(api, "input flip_rates[" + std::to_string(i / planes) + ", " + std::to_string(i % planes) + "] is " + value +
-                      "; rates lie in [0, 1)");
+      refuse(api, "input flip_rates[" + std::to_string(i / planes) + ", " + std::to_string(i % planes) + "] is " +
+                      value + "; rates lie in [0, 1)");
     }
   }
   OrtValue* output = nullptr;
@@ -187,13 +193,14 @@ OrtStatus* create(const OrtCustomOp* op, const void*, const OrtKernelInfo* info,
   const Api& api = *static_cast<const FaultInjectOp*>(op)->api;
   return guarded(api, [&] {
     const ChunkKernel chunk = chunk_kernel();
-    if (chunk == nullptr) refuse(api, "environment variable QTAML_SIMD names no kernel of this machine; give plain, avx2 or avx512");
-    const int64_t stream = attribute(api, info, "stream", 0);
+    if (chunk == nullptr) {
+      refuse(api, "environment variable QTAML_SIMD names no kernel of this machine; give plain, avx2 or avx512");
+    }
+    const int64_t stream = attribute(api, info, "stream").value_or(0);
     if (stream < 0 || stream > UINT32_MAX) {
       refuse(api, "attribute stream is " + std::to_string(stream) + "; give 0 to 4294967295");
     }
-    const int64_t bits = attribute(api, info, "bits", -1), exposed = attribute(api, info, "exposed_planes", -1);
-    *kernel = new Kernel{api, chunk, stream, bits, exposed};
+    *kernel = new Kernel{api, chunk, stream, attribute(api, info, "bits"), attribute(api, info, "exposed_planes")};
   });
 }
 

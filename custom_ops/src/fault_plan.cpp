@@ -49,7 +49,9 @@ std::vector<uint64_t> poisson_tail(int mean_log2) {
 const std::vector<uint64_t>& hit_count_table(unsigned octave) {
   static const std::vector<std::vector<uint64_t>> tables = [] {
     std::vector<std::vector<uint64_t>> all;
-    for (unsigned j = kFirstOctave; j <= kLastOctave; ++j) all.push_back(poisson_tail(static_cast<int>(kChunkBits) - static_cast<int>(j)));
+    for (int j = kFirstOctave; j <= static_cast<int>(kLastOctave); ++j) {
+      all.push_back(poisson_tail(static_cast<int>(kChunkBits) - j));
+    }
     return all;
   }();
   return tables[octave - kFirstOctave];

@@ -1,5 +1,5 @@
-// Runs every kernel of this machine over awkward sizes and rates, and compares each with the plain one: the program that
-// the sanitizer builds run. Exits with 1 at the first difference.
+// Runs every kernel of this machine over awkward sizes and rates, and compares each with the plain one: the program
+// that the sanitizer builds run. Exits with 1 at the first difference.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -12,9 +12,11 @@ using namespace qtaml;
 
 namespace {
 
-std::vector<unsigned char> run(ChunkKernel kernel, const std::vector<unsigned char>& words, unsigned width, const float* rates) {
+std::vector<unsigned char> run(ChunkKernel kernel, const std::vector<unsigned char>& words, unsigned width,
+                               const float* rates) {
   // Exactly as long as the words, so that the address sanitizer sees a byte too many.
-  const std::unique_ptr<unsigned char[]> source(new unsigned char[words.size()]), target(new unsigned char[words.size()]);
+  const std::unique_ptr<unsigned char[]> source(new unsigned char[words.size()]);
+  const std::unique_ptr<unsigned char[]> target(new unsigned char[words.size()]);
   std::memcpy(source.get(), words.data(), words.size());
   FaultJob job{};
   job.source = source.get();
@@ -52,7 +54,8 @@ int main() {
           for (const ChunkKernel kernel : kernels) {
             ++cases;
             if (run(kernel, words, width, rates) != expected) {
-              std::printf("kernels differ: width %u, %zu words, rate %g, ratio %g\n", width, count, double{p}, double{ratio});
+              std::printf("kernels differ: width %u, %zu words, rate %g, ratio %g\n", width, count, double{p},
+                          double{ratio});
               return 1;
             }
           }

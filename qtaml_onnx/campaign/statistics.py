@@ -64,7 +64,8 @@ def wilson_interval(successes: int, samples: int, confidence: float) -> Interval
     p = successes / samples
     centre = (p + z * z / (2 * samples)) / (1 + z * z / samples)
     half = z / (1 + z * z / samples) * float(np.sqrt(p * (1 - p) / samples + z * z / (4 * samples**2)))
-    return Interval(p, max(0.0, centre - half), min(1.0, centre + half), "wilson")
+    # At 0 and 1 an end is the proportion itself, which rounding must not push past.
+    return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), "wilson")
 
 
 def _check(confidence: float) -> None:

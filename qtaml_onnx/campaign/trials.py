@@ -1,14 +1,17 @@
 """Runs trials: one draw of the stored image a trial, the same faults for all samples, the same seeds for all variants.
 
-Trial t uses seed `seed + t`, so that variants and rates meet in pairs, and a result is the same for any number of workers.
+Trial t uses seed `seed + t`, so that variants and rates meet in pairs, and a result is the same for any number of
+workers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +22,7 @@ from qtaml_onnx.campaign.metrics import Metric
 from qtaml_onnx.campaign.statistics import Interval, t_interval, wilson_interval
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.data import Dataset
-from qtaml_onnx.errors import InputError
+from qtaml_onnx.errors import InputError, QtamlError
 from qtaml_onnx.passes.inject_faults import RATES_INPUT, SEED_INPUT
 from qtaml_onnx.runtime import create_session, session_options
 
@@ -27,6 +30,8 @@ __all__ = ["Campaign", "Result", "Variant", "run_first_output"]
 
 SESSION_LEVEL = "extended"
 """Graph optimisation of campaigns: the layout pass beyond it pays only for weights that are constant."""
+
+_LARGEST_SEED = 2**63 - 1
 
 Outputs = NDArray[np.generic]
 
@@ -59,7 +64,7 @@ class Result:
 
 
 def run_first_output(
-    session: ort.InferenceSession, data: Dataset, batch_size: int, extra: dict[str, NDArray[np.generic]] | None = None
+    session: ort.InferenceSession, data: Dataset, batch_size: int, extra: dict[str, NDArray[Any]] | None = None
 ) -> Outputs:
     """The model's first output for all samples, samples first.
 
@@ -74,6 +79,10 @@ def run_first_output(
         except Exception as error:  # onnxruntime raises types of its own, without a common base
             raise InputError(f"the model does not run on {data.source}: {str(error).splitlines()[0][:200]}") from error
         parts.append(output[None] if data.one_by_one else output[:count])
+    if not parts:
+        raise InputError("the model has no inputs: there are no samples to measure on")
+    if len({part.shape[1:] for part in parts}) > 1:
+        raise InputError(f"the size of output '{name}' depends on the input; such outputs cannot be compared")
     return np.concatenate(parts)
 
 
@@ -104,6 +113,8 @@ class Campaign:
         for name, value in (("--trials", trials), ("--workers", workers)):
             if value < 1:
                 raise InputError(f"{name} {value} is too few; give at least 1")
+        if not 0 <= seed <= _LARGEST_SEED - trials:
+            raise InputError(f"--seed {seed} is out of range; give a number from 0 to {_LARGEST_SEED - trials}")
         self.data = data
         self.trials = trials
         self.seed = seed
@@ -175,10 +186,13 @@ class Campaign:
             worker = _Worker(*arguments, threads=None)
             yield from map(worker, tasks)
             return
-        with ProcessPoolExecutor(
-            self.workers, get_context("spawn"), initializer=_start_worker, initargs=arguments
-        ) as pool:
-            yield from pool.map(_in_worker, tasks)
+        try:
+            with ProcessPoolExecutor(
+                self.workers, get_context("spawn"), initializer=_start_worker, initargs=arguments
+            ) as pool:
+                yield from pool.map(_in_worker, tasks)
+        except BrokenProcessPool as error:
+            raise QtamlError("a worker process died, perhaps for lack of memory; run with fewer --workers") from error
 
 
 def _session(model: onnx.ModelProto | bytes, threads: int | None = None) -> ort.InferenceSession:
@@ -196,7 +210,7 @@ class _Worker:
 
     def __call__(self, task: tuple[NDArray[np.float32], int]) -> float:
         rates, seed = task
-        extra = {SEED_INPUT: np.asarray(seed, dtype=np.int64), RATES_INPUT: rates}
+        extra: dict[str, NDArray[Any]] = {SEED_INPUT: np.asarray(seed, dtype=np.int64), RATES_INPUT: rates}
         output = run_first_output(self.session, self.data, self.batch_size, extra)
         return float(self.metric.right(output).mean())
 

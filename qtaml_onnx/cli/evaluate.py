@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import onnx_ir as ir
 import typer
@@ -18,11 +20,14 @@ from qtaml_onnx.modelio import OutputSet, check_output_path, load_model
 from qtaml_onnx.physics import parse_duration
 from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.report.build import environment, evaluation_section
+from qtaml_onnx.report.schema import Evaluation
 from qtaml_onnx.stored import StoredModel, stored_model
 
 __all__ = ["evaluate"]
 
 _SYNTHETIC_SAMPLES = 64
+_NO_FAULTS = FaultModel(p01=(0.0,) * o.MOST_BITS, p10=(0.0,) * o.MOST_BITS)
+"""Default rates of the instrumented models; each trial feeds its own."""
 
 
 def evaluate(
@@ -46,6 +51,9 @@ def evaluate(
         typer.Option("--original", help="The float model that accuracy without labels is compared with."),
     ] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the results as JSON.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw the sweep, .svg or .png: the metric against time or flip rate.")
+    ] = None,
     evaluation: o.Evaluation = None,
     trials: o.Trials = 20,
     seed: o.Seed = 0,
@@ -57,16 +65,21 @@ def evaluate(
 ) -> None:
     """Run Monte-Carlo campaigns.
 
-    Plain models are quantised plainly and stand unprotected; hardened models are read with the plan beside them. All meet
-    the same seeds. Without labels the metric is agreement with the clean model: --original, or the first plain model.
+    Plain models are quantised plainly and stand unprotected; hardened models are read with the plan beside them. All
+    meet the same seeds. Without labels the metric is agreement with the clean model: --original, or the first plain
+    model.
 
     Example: qtaml-onnx evaluate net.onnx safe.onnx --flip-rate 0.01,0.05,0.1 --eval test.npz
     """
     o.set_verbosity(verbose, quiet)
-    if output is not None:
-        check_output_path(output)
-    faults, labels = _faults(flip_rate, p01, p10, plane_rates, device, retention)
-    stored = [stored_model(path, faults[0], bits=bits, per_tensor_scales=per_tensor_scales) for path in models]
+    for path in (output, plot):
+        if path is not None:
+            check_output_path(path)
+    kind = _picture_kind(plot, output)
+    conditions = _conditions(flip_rate, p01, p10, plane_rates, device, retention)
+    stored = [stored_model(path, _NO_FAULTS, bits=bits, per_tensor_scales=per_tensor_scales) for path in models]
+    lengths = sorted({model.plan.planes for model in stored})
+    faults = {length: [condition.fault_model(length) for condition in conditions] for length in lengths}
     reference = _reference(stored, original)
     warnings: list[str] = []
     data = _data(evaluation, reference, seed, warnings)
@@ -74,19 +87,28 @@ def evaluate(
     clean = campaign.measure_clean(ir.to_proto(reference))
     if original is None and all(model.hardened for model in stored) and data.labels is None:
         warnings.append("no plain model and no labels: agreement is with the hardened model without faults")
+    warnings += [warning for model in stored for warning in _uneven(model, faults[model.plan.planes])]
     sections, show = [], TerminalProgress(quiet or json)
-    with show.steps("Monte-Carlo trials", len(stored) * len(faults) * trials) as step:
+    with show.steps("Monte-Carlo trials", len(stored) * len(conditions) * trials) as step:
         for path, model in zip(models, stored, strict=True):
-            results = [clean, *_one(campaign, model, faults, labels, step)]
+            results = [clean, *_one(campaign, model, faults[model.plan.planes], conditions, step)]
             sections.append((path, evaluation_section(campaign, results)))
     document = {
         "models": [{"path": str(path), "evaluation": section.model_dump()} for path, section in sections],
+        "fault_models": [
+            condition.described(length, fault)
+            for length in lengths
+            for condition, fault in zip(conditions, faults[length], strict=True)
+        ],
         "environment": environment().model_dump(),
         "warnings": warnings,
     }
-    if output is not None:
-        with OutputSet() as outputs:
+    with OutputSet() as outputs:
+        if output is not None:
             outputs.add_text(output, o.to_json(document) + "\n")
+        if plot is not None:
+            picture = _picture(kind, sections, conditions, device)
+            outputs.add(plot, lambda temporary: _write_bytes(temporary, picture))
     print_warnings(warnings, quiet)
     if json:
         print(o.to_json(document))
@@ -95,33 +117,99 @@ def evaluate(
             console().print(f"[bold]{path}[/bold]" if len(sections) > 1 else str(path))
             console().print(results_table(section.results, section.metric, section.confidence))
         console().print(f"{len(data)} samples of {Path(data.source).name}, seed {seed}")
+        if plot is not None:
+            print(f"picture {plot}")
 
 
-def _faults(
+@dataclass(frozen=True)
+class _Condition:
+    """One step of a sweep: fault-model options, what to call them, and how the user wrote them."""
+
+    options: dict[str, Any]
+    origin: str
+    label: str | None = None
+
+    def fault_model(self, planes: int) -> FaultModel:
+        """The rates of words of that length: which cell a device puts a plane in depends on it."""
+        return fault_model(bits=planes, **self.options)
+
+    def described(self, planes: int, fault: FaultModel) -> dict[str, Any]:
+        """What the JSON says of it."""
+        return {"label": self.label, "origin": self.origin, "word_bits": planes, **fault.model_dump(mode="json")}
+
+
+def _conditions(
     flip_rate: str | None,
     p01: float | None,
     p10: float | None,
     plane_rates: Path | None,
     device: str | None,
     retention: str | None,
-) -> tuple[list[FaultModel], list[str] | None]:
-    """The fault models of a sweep, and what to call them."""
+) -> list[_Condition]:
+    """The steps of the sweep, checked as far as they can be without the models."""
     others = {"p01": p01, "p10": p10, "plane_rates": plane_rates, "device": device}
+    if retention is not None and device is None:
+        raise InputError("--retention needs --device NAME, whose rates depend on it")
     if flip_rate is not None:
         if any(value is not None for value in others.values()):
             raise InputError("--flip-rate excludes the other fault models; give one")
-        return sweep_models(flip_rate, o.MOST_BITS), None
-    times = [part.strip() for part in retention.split(",")] if retention is not None else None
-    if times is not None and device is None:
-        raise InputError("--retention needs --device NAME, whose rates depend on it")
-    if times is None:
-        return [fault_model(bits=o.MOST_BITS, p01=p01, p10=p10, plane_rates=plane_rates, device=device)], None
+        rates = [model.p01[0] for model in sweep_models(flip_rate, 1)]
+        return [_Condition({"flip_rate": rate}, f"--flip-rate {rate:g}") for rate in rates]
+    given = [f"--{name.replace('_', '-')} {value}" for name, value in others.items() if value is not None]
+    conditions = [_Condition(others, " ".join(given))]
+    if retention is not None:
+        times = [part.strip() for part in retention.split(",")]
+        conditions = [
+            _Condition({**others, "retention_s": parse_duration(time)}, f"--device {device} --retention {time}", time)
+            for time in times
+        ]
+    for condition in conditions:
+        condition.fault_model(1)
+    return conditions
+
+
+def _picture_kind(plot: Path | None, output: Path | None) -> str:
+    """`svg` or `png`; an InputError before any work if the name says neither. Without a plot, nothing."""
+    if plot is None:
+        return ""
+    if output is not None and plot.absolute() == output.absolute():
+        raise InputError("--plot and -o name the same file; give two")
+    from qtaml_onnx.physics.plots import picture_kind  # loads matplotlib, which only pictures need
+
+    return picture_kind(plot)
+
+
+def _picture(
+    kind: str, sections: Sequence[tuple[Path, Evaluation]], conditions: Sequence[_Condition], device: str | None
+) -> bytes:
+    from qtaml_onnx.campaign.plots import Curve, sweep_picture
+
+    names = [path.name for path, _ in sections]
+    curves = []
+    for path, section in sections:
+        faulty = section.results[-len(conditions) :]
+        name = path.name if names.count(path.name) == 1 else str(path)
+        curves.append(Curve(f"{faulty[0].variant}: {name}" if len(sections) > 1 else faulty[0].variant, faulty))
+    held = conditions[0].label is not None
+    times = [float(condition.options["retention_s"]) for condition in conditions] if held else None
+    what = sections[0][0].name if len(sections) == 1 else f"{len(sections)} models"
+    where = f"device {device}" if device is not None else "bit flips of stored weights"
+    return sweep_picture(kind, sections[0][1], curves, times, f"{what}, {where}")
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _uneven(model: StoredModel, faults: Sequence[FaultModel]) -> list[str]:
+    """A warning where words of several lengths meet rates that differ from plane to plane."""
+    lengths = {tensor.bits for tensor in model.plan.tensors}
+    if len(lengths) < 2 or all(len({*zip(fault.p01, fault.p10, strict=True)}) == 1 for fault in faults):
+        return []
     return [
-        fault_model(
-            bits=o.MOST_BITS, p01=p01, p10=p10, plane_rates=plane_rates, device=device, retention_s=parse_duration(time)
-        )
-        for time in times
-    ], times
+        f"{model.source.path} has words of {min(lengths)} to {max(lengths)} bits: planes count from the least "
+        "significant, so the rates of the top planes meet the longest words alone"
+    ]
 
 
 def _reference(stored: list[StoredModel], original: Path | None) -> ir.Model:
@@ -139,12 +227,16 @@ def _data(path: Path | None, reference: ir.Model, seed: int, warnings: list[str]
 
 
 def _one(
-    campaign: Campaign, model: StoredModel, faults: list[FaultModel], labels: list[str] | None, step: o.Step
+    campaign: Campaign,
+    model: StoredModel,
+    faults: Sequence[FaultModel],
+    conditions: Sequence[_Condition],
+    step: o.Step,
 ) -> list[Result]:
     """A model without faults, then under each fault model."""
     name = "hardened" if model.hardened else "unprotected"
-    planes = model.plan.planes
     fixed = campaign.measure_fixed(Variant("hardened" if model.hardened else "quantized", ir.to_proto(model.fixed)))
-    rates = [fault.rates.truncated(planes) for fault in faults]
+    rates = [fault.rates.truncated(model.plan.planes) for fault in faults]
+    labels = [condition.label for condition in conditions if condition.label is not None] or None
     variant = Variant(name, ir.to_proto(model.faulty))
     return [fixed, *campaign.measure_faulty(variant, rates, labels=labels, progress=step)]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import onnx_ir as ir
 import typer
 
 from qtaml_onnx.cli import options as o
@@ -100,6 +98,7 @@ def harden(
         margin=margin,
     )
     source = load_model(model)
+    source.check_plain()
     specs = input_specs(source.model)
     result = harden_source(
         source,
@@ -125,8 +124,7 @@ def harden(
 def _write(result: HardenResult, output: Path, emit_faulty: Path | None, html: bool) -> Report:
     """Writes all files or none, and gives the report with the hardened model's hash."""
     with OutputSet() as outputs:
-        save_model(result.model, outputs, output)
-        digest = hashlib.sha256(ir.to_proto(result.model).SerializeToString(deterministic=True)).hexdigest()
+        digest = save_model(result.model, outputs, output)
         report = result.report.model_copy(update={"output": Output(path=str(output), sha256=digest)})
         outputs.add_text(output.with_suffix(".plan.json"), result.plan.to_json())
         outputs.add_text(output.with_suffix(".report.json"), report.to_json())

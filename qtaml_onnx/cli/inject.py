@@ -33,8 +33,9 @@ def inject(
 ) -> None:
     """Put fault operators behind the stored weights.
 
-    A hardened model is instrumented by the plan beside it; any other model is quantised plainly first. The result has two
-    more inputs, both optional: qtaml_seed and qtaml_flip_rates. To run it, register the operator library with the session.
+    A hardened model is instrumented by the plan beside it; any other model is quantised plainly first. The result has
+    two more inputs, both optional: qtaml_seed and qtaml_flip_rates. To run it, register the operator library with the
+    session.
 
     Example: qtaml-onnx inject net.onnx -o faulty.onnx --flip-rate 0.01
     """

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from qtaml_onnx.cli import options as o
@@ -14,13 +15,17 @@ from qtaml_onnx.data import input_specs, load_dataset, synthetic_dataset
 from qtaml_onnx.modelio import load_model
 from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.plan import FaultModel
+from qtaml_onnx.methods import METHODS
 from qtaml_onnx.planner import Planner
 from qtaml_onnx.sensitivity import measure_sensitivity
+from qtaml_onnx.tensors import TensorData
 from qtaml_onnx.weights import find_weights
 
 __all__ = ["inspect"]
 
 _PROBES = 3
+_METHOD = METHODS["posterior-mean"]
+"""Its scales, the largest weight of each channel, are those that the table shows."""
 
 
 def inspect(
@@ -46,6 +51,10 @@ def inspect(
     inventory = find_weights(source.model).select(include, exclude)
     planner = Planner(source, inventory, FaultModel(p01=(0.0,) * 8, p10=(0.0,) * 8))
     warnings: list[str] = []
+    if source.hardened or source.instrumented:
+        warnings.append(
+            "the model is hardened already: shown are its weights as read, its plan says how they are stored"
+        )
     if (sensitivity or calibration is not None) and planner.tensors:
         specs = input_specs(source.model)
         if calibration is not None:
@@ -55,7 +64,7 @@ def inspect(
             warnings.append("no calibration data: sensitivity is measured on synthetic inputs; give --calibration")
         with TerminalProgress(quiet or json).steps("probe sensitivity", _PROBES * len(planner.tensors)) as step:
             planner.sensitivity = measure_sensitivity(
-                source.model, planner.probe_weights, data, probes=_PROBES, seed=seed, progress=step
+                source.model, planner.probe_weights(_METHOD), data, probes=_PROBES, seed=seed, progress=step
             )
     energy = planner.sensitivity.energy if planner.sensitivity else {}
     rows = [
@@ -65,10 +74,13 @@ def inspect(
             "shape": list(tensor.weight.shape),
             "dtype": tensor.weight.dtype.name,
             "weights": tensor.weight.size,
-            "max_abs": float(np.abs(tensor.values.astype(np.float32)).max()),
-            "rms": float(np.sqrt(np.mean(tensor.values.astype(np.float64) ** 2))),
-            "channels": int(tensor.scales.size),
-            "channel_range": [float(tensor.scales.min()), float(tensor.scales.max())],
+            "max_abs": _largest(tensor),
+            "rms": _rms(tensor),
+            "channels": int(planner.scaling(_METHOD, tensor).rows.size),
+            "channel_range": [
+                float(planner.scaling(_METHOD, tensor).rows.min()),
+                float(planner.scaling(_METHOD, tensor).rows.max()),
+            ],
             "sensitivity": energy.get(tensor.weight.name),
         }
         for tensor in planner.tensors
@@ -90,20 +102,31 @@ def inspect(
             )
         )
         return
-    table = Table(show_edge=False, pad_edge=False)
-    for title, justify in (
-        ("weight", "left"), ("operator", "left"), ("shape", "left"), ("type", "left"), ("weights", "right"),
-        ("largest", "right"), ("rms", "right"), ("scales", "right"), *((("sensitivity", "right"),) if energy else ()),
-    ):  # fmt: skip
-        table.add_column(title, justify="right" if justify == "right" else "left", no_wrap=title != "weight", overflow="fold")
-    for row in rows:
-        table.add_row(
-            row["name"], row["op_type"], "×".join(map(str, row["shape"])), row["dtype"], str(row["weights"]),
-            f"{row['max_abs']:.4g}", f"{row['rms']:.4g}", str(row["channels"]),
-            *([f"{row['sensitivity']:.3g}"] if energy else []),
-        )  # fmt: skip
     out = console()
-    out.print(table, markup=False)
-    out.print(f"{len(rows)} tensors, {sum(int(row['weights']) for row in rows)} weights; left out: {len(left_out)}")
+    out.print(_table(planner, energy), markup=False)
+    out.print(f"{len(rows)} tensors, {sum(t.weight.size for t in planner.tensors)} weights; left out: {len(left_out)}")
     for item in left_out:
         out.print(f"  {item['name']}: {item['reason']}", markup=False)
+
+
+def _table(planner: Planner, energy: dict[str, float]) -> Table:
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("weight", overflow="fold")
+    for title in ("operator", "shape", "type"):
+        table.add_column(title, no_wrap=True, overflow="fold")
+    for title in ("weights", "largest", "rms", "scales", *(["sensitivity"] if energy else [])):
+        table.add_column(title, justify="right", no_wrap=True, overflow="fold")
+    for tensor in planner.tensors:
+        weight = tensor.weight
+        cells = [weight.name, weight.op_type, "×".join(map(str, weight.shape)), weight.dtype.name, str(weight.size)]
+        cells += [f"{_largest(tensor):.4g}", f"{_rms(tensor):.4g}", str(planner.scaling(_METHOD, tensor).rows.size)]
+        table.add_row(*map(escape, cells), *([f"{energy[weight.name]:.3g}"] if energy else []))
+    return table
+
+
+def _largest(tensor: TensorData) -> float:
+    return float(np.abs(tensor.values.astype(np.float32)).max())
+
+
+def _rms(tensor: TensorData) -> float:
+    return float(np.sqrt(np.mean(tensor.values.astype(np.float64) ** 2)))

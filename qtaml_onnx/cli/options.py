@@ -48,7 +48,9 @@ _FAULTS = "Fault model (exactly one)"
 _MEASURING = "Measuring"
 _OUTPUT = "Output"
 
-ModelPath = Annotated[Path, typer.Argument(help="The ONNX model. It is not changed.", metavar="MODEL", show_default=False)]
+ModelPath = Annotated[
+    Path, typer.Argument(help="The ONNX model. It is not changed.", metavar="MODEL", show_default=False)
+]
 OutputPath = Annotated[Path, typer.Option("-o", "--output", help="Where to write.", show_default=False)]
 
 FlipRate = Annotated[
@@ -85,9 +87,7 @@ Calibration = Annotated[
 ]
 Evaluation = Annotated[
     Path | None,
-    typer.Option(
-        "--eval", help=".npz of inputs, with `labels` or without, to measure on.", rich_help_panel=_MEASURING
-    ),
+    typer.Option("--eval", help=".npz of inputs, with `labels` or without, to measure on.", rich_help_panel=_MEASURING),
 ]
 Trials = Annotated[int, typer.Option("--trials", help="Draws of the faults a rate.", rich_help_panel=_MEASURING)]
 Seed = Annotated[int, typer.Option("--seed", help="Of the first trial.", rich_help_panel=_MEASURING)]

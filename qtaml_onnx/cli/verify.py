@@ -18,9 +18,7 @@ __all__ = ["verify"]
 
 def verify(
     model: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The hardened model, its plan beside it.")],
-    original: Annotated[
-        Path, typer.Option("--original", help="The model that it was made from.", show_default=False)
-    ],
+    original: Annotated[Path, typer.Option("--original", help="The model that it was made from.", show_default=False)],
     calibration: o.Calibration = None,
     seed: o.Seed = 0,
     json: o.Json = False,

@@ -19,7 +19,7 @@ from qtaml_onnx.physics.cell import state_cases
 from qtaml_onnx.physics.device import Device
 from qtaml_onnx.physics.units import format_duration, parse_duration
 
-__all__ = ["PANELS", "device_figure", "save_figure"]
+__all__ = ["PANELS", "device_figure", "figure_bytes", "picture_kind", "save_figure"]
 
 Floats = NDArray[np.float64]
 
@@ -115,6 +115,26 @@ def device_figure(device: Device, panel: str = "all", cell: str | None = None) -
     return figure
 
 
+def picture_kind(path: Path) -> str:
+    """`png` or `svg`, by the name of a picture's file.
+
+    Raises:
+        InputError: another file name extension.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise InputError(f"cannot draw {path}: the name must end in .png or .svg")
+    return kind
+
+
+def figure_bytes(figure: Figure, kind: str) -> bytes:
+    """A figure as `png` or `svg`; the same figure gives the same bytes."""
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "qtaml-onnx"}):
+        figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    return buffer.getvalue()
+
+
 def save_figure(figure: Figure, path: str | Path) -> None:
     """Writes a figure as PNG or SVG, whole or not at all; the same figure gives the same file.
 
@@ -122,19 +142,14 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         InputError: another file name extension, or a place that cannot be written.
     """
     target = Path(path)
-    kind = target.suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg"):
-        raise InputError(f"cannot draw {target}: the name must end in .png or .svg")
-    buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "qtaml-onnx"}):
-        figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
+    picture = figure_bytes(figure, picture_kind(target))
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}") from error
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(buffer.getvalue())
+            stream.write(picture)
         Path(temporary).chmod(0o644)
         Path(temporary).replace(target)
     except OSError as error:

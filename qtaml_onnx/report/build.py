@@ -31,7 +31,7 @@ from qtaml_onnx.report.schema import (
     Tool,
 )
 
-__all__ = ["build_report", "evaluation_section", "environment"]
+__all__ = ["build_report", "environment", "evaluation_section"]
 
 SATURATION_LEVEL = 0.08
 """Relative output noise energy at which overheads are compared: about where the zoo networks keep 95 % of clean."""

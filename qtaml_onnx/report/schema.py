@@ -104,7 +104,7 @@ class Prediction(_Section):
 
     noise_energy: float | None = Field(description="predicted output noise energy over the clean outputs' energy")
     saturation_ratio: float | None = Field(
-        description="our definition: smallest overhead of Uniform-MSP over that of the method, both at `saturation_level`"
+        description="ours: smallest overhead of Uniform-MSP over that of the method, both at `saturation_level`"
     )
     saturation_level: float | None = Field(None, description="the relative noise energy at which the ratio is taken")
 

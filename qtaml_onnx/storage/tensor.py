@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 from qtaml_onnx.plan import TensorPlan, table_array
 
+_Float = TypeVar("_Float", np.float16, np.float32)
+
 __all__ = ["along_channels", "channel_scales", "decode_tensor", "encode_tensor", "normalise"]
 
 
-def along_channels(values: NDArray[np.float32], rank: int, axis: int | None) -> NDArray[np.float32]:
+def along_channels(values: NDArray[_Float], rank: int, axis: int | None) -> NDArray[_Float]:
     """Reshapes one value a channel so that it broadcasts against a tensor of that rank."""
     if axis is None or values.size == 1:
         return values.reshape((1,) * rank)
@@ -18,7 +22,7 @@ def along_channels(values: NDArray[np.float32], rank: int, axis: int | None) -> 
 
 
 def channel_scales(weights: NDArray[np.floating], axis: int | None) -> NDArray[np.float32]:
-    """Largest magnitude a channel (a tensor if `axis` is None), float32 [channels] or [1]; 1 where all weights are 0."""
+    """Largest magnitude a channel (a tensor if `axis` is None), float32 [channels] or [1]; 1 where all are 0."""
     magnitude = np.abs(weights)
     peak = (
         magnitude.max(keepdims=False).reshape(1)
@@ -29,9 +33,23 @@ def channel_scales(weights: NDArray[np.floating], axis: int | None) -> NDArray[n
     return np.where(peak > 0, peak, np.float32(1)).astype(np.float32)
 
 
-def normalise(weights: NDArray[np.floating], scales: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
-    """Weights over their channel's scale, float32, same shape: what a code is made for."""
-    return np.asarray(weights.astype(np.float32, copy=False) / along_channels(scales, weights.ndim, axis))
+def normalise(weights: NDArray[np.floating], factors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Weights over their scales, float32, the shape of `weights`: what a code is made for.
+
+    Args:
+        weights: The weights.
+        factors: Their scales, in a shape that broadcasts.
+    """
+    return np.asarray(weights.astype(np.float32, copy=False) / factors)
+
+
+def _factors(plan: TensorPlan, rows: tuple[float, ...], rank: int) -> NDArray[np.float32]:
+    """Scales of a plan, an output channel times an input channel, in a shape that broadcasts."""
+    factors = along_channels(np.asarray(rows, dtype=np.float32), rank, plan.channel_axis)
+    if plan.input_scales is None:
+        return factors
+    columns = np.asarray(plan.input_scales, dtype=np.float16).astype(np.float32)
+    return np.asarray(factors * along_channels(columns, rank, plan.input_axis))
 
 
 def encode_tensor(plan: TensorPlan, weights: NDArray[np.generic]) -> NDArray[np.integer]:
@@ -46,14 +64,14 @@ def encode_tensor(plan: TensorPlan, weights: NDArray[np.generic]) -> NDArray[np.
     """
     if plan.form in ("dequantize", "integer-table"):
         return np.asarray(weights).view(plan.words_type.lower())
-    scales = np.asarray(plan.weight_scales, dtype=np.float32)
-    words = plan.code.code().encode(normalise(weights.astype(np.float32), scales, plan.channel_axis))
+    factors = _factors(plan, plan.weight_scales, np.ndim(weights))
+    words = plan.code.code().encode(normalise(weights.astype(np.float32), factors))
     return words.view(np.int8) if plan.words_type == "INT8" else words
 
 
 def decode_tensor(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.float32]:
     """The weights that the hardened model sees for these words, in the model's own float32 arithmetic."""
-    scale = along_channels(np.asarray(plan.scales, dtype=np.float32), words.ndim, plan.channel_axis)
+    scale = _factors(plan, plan.scales, words.ndim)
     if plan.form == "affine":
         value = words.astype(np.float32)
         if plan.offset:

@@ -135,7 +135,9 @@ def test_image_force_is_the_sum_over_images() -> None:
     assert float(_image(np.array(0.5))) * IMAGE_EV_NM == pytest.approx(-4 * math.log(2) * IMAGE_EV_NM, rel=1e-13)
 
 
-@pytest.mark.parametrize("name", STACKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "stack with image force" else n for n in STACKS]
+)
 def test_stack_exponent_equals_quadrature_of_its_profile_at_every_energy(name: str) -> None:
     stack = STACKS[name]
     thickness = sum(layer.thickness_nm for layer in stack.layers)

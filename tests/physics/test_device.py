@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,12 @@ from qtaml_onnx.physics import Device, DeviceFlipRates, device_names, inline_dev
 from qtaml_onnx.physics.inverse import VARIABLES, Direction, Variable
 
 NAMES = device_names()
-CELLS = [(name, cell) for name in NAMES for cell in load_device(name).cells]
+QUICK = {"gain-cell", "scaled-node"}  # a threshold cell and an exchange cell; the others are of the same kinds
+CELLS = [
+    pytest.param(name, cell, marks=() if name in QUICK else pytest.mark.slow)
+    for name in NAMES
+    for cell in load_device(name).cells
+]
 USER = """
 name = "mine"
 supply_v = 0.9
@@ -211,21 +215,3 @@ def test_inline_device_is_the_closed_form() -> None:
     for barrier, thickness in ((0.2, 1.0), (3.1, 0.0)):
         with pytest.raises(InputError):
             inline_device(barrier_ev=barrier, energy_ev=0.2, mass=0.4, thickness_nm=thickness)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_speed(name: str) -> None:
-    """The limits are those promised to users: 50 ms a call, 2 s for a sweep of 1000 points."""
-    device = load_device(name)
-    device.cell_rates()
-
-    def within(limit_s: float, temperature_k: object) -> bool:
-        for _ in range(4):  # other work on the machine may take one try's time
-            start = time.perf_counter()
-            device.cell_rates(temperature_k=temperature_k)  # type: ignore[arg-type]
-            if time.perf_counter() - start < limit_s:
-                return True
-        return False
-
-    assert within(0.05, 300.0)
-    assert within(2.0, np.linspace(250.0, 420.0, 1000))

@@ -118,10 +118,10 @@ def _by_quadrature(cell: CellSpec, which: int, supply: float, temperature: float
     ("cell", "time", "sigma"),
     [
         (EXCHANGE, 1e-9, 0.06),  # p small: Gauss–Hermite
-        (EXCHANGE, 1e-5, 0.06),  # saturating
+        pytest.param(EXCHANGE, 1e-5, 0.06, marks=pytest.mark.slow),  # saturating
         (EXCHANGE, 1e-5, 0.23),  # so wide that the panels take over
         (THRESHOLD, 1e-3, 0.08),  # hundreds of electrons: a step in the thin tail
-        (THRESHOLD, 1e-1, 0.08),
+        pytest.param(THRESHOLD, 1e-1, 0.08, marks=pytest.mark.slow),
     ],
 )
 def test_average_over_thickness_equals_quadrature(cell: CellSpec, time: float, sigma: float) -> None:

@@ -1,13 +1,13 @@
-// Constants of the result of qtaml::FaultInject, version 1. The definition, which is public
-// and frozen, stands word for word at the top of qtaml_onnx/fault_inject.py; in short:
+// Constants of the result of qtaml::FaultInject, version 1. The definition, which is public and frozen, stands in full at
+// the top of qtaml_onnx/fault_inject.py; in short:
 //
 //   - words of W = 8, 16 or 32 bits in chunks of 16384 (c) and blocks of 512; plane 0 is the least significant;
 //   - philox(i, c, kind, k) = Philox4x32-10, key = seed, counter = (i, c, 256*kind + k, stream), as halves h0, h1;
 //   - r_s = -ln(1 - p_s) by a fixed series; plane dense if max r_s > 2^-7, else sparse;
 //   - dense: flip iff U < floor(p_s * 2^64); the 12 leading bits of U are bit-sliced rows of 512 bits from eight SFC64
 //     generators seeded by philox kind 0, least significant row first; the 52 trailing ones are philox kind 1;
-//   - sparse: Poisson(2^(14-j)) hits a chunk (kind 2), 2^-(j+1) < max r_s <= 2^-j; hit i (kind 3) is 14 bits of position
-//     and 50 bits that are compared with floor(r_s * 2^(j+50)); a bit flips if any accepted hit falls on it.
+//   - sparse: Poisson(2^(14-j)) hits a chunk (kind 2), 2^-(j+1) < max r_s <= 2^-j; hit i (kind 3) is 14 bits of
+//     position and 50 bits compared with floor(r_s * 2^(j+50)); a bit flips if any accepted hit falls on it.
 //
 // Every step is integer arithmetic or a single IEEE 754 operation in a stated order (hence -ffp-contract=off).
 #pragma once

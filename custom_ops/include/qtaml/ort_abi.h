@@ -1,8 +1,8 @@
 // The part of onnxruntime's C ABI that the operator library uses, pinned to API version 17.
 //
-// onnxruntime's wheel ships no headers, and the library must not link libonnxruntime: it is handed an OrtApiBase when it
-// is loaded. OrtApi is a table of function pointers whose order never changes, so a function is its slot number. With
-// -DONNXRUNTIME_INCLUDE_DIR=... the build checks every slot below against the real headers (src/abi_check.cpp).
+// onnxruntime's wheel ships no headers, and the library must not link libonnxruntime: it is handed an OrtApiBase when
+// it is loaded. OrtApi is a table of function pointers whose order never changes, so a function is its slot number. The
+// build checks every slot below against the real headers with -DONNXRUNTIME_INCLUDE_DIR=... (src/abi_check.cpp).
 #pragma once
 
 #include <cstddef>
@@ -107,16 +107,12 @@ struct Api {
   QTAML_ORT_FUNCTIONS(QTAML_MEMBER)
 #undef QTAML_MEMBER
 
-  explicit Api(const void* const* table)
-      :
-#define QTAML_INIT(slot, name, ...) name(reinterpret_cast<std::add_pointer_t<__VA_ARGS__>>(const_cast<void*>(table[slot]))),
-        QTAML_ORT_FUNCTIONS(QTAML_INIT)
-#undef QTAML_INIT
-            end_(0) {
+  explicit Api(const void* const* table) {
+#define QTAML_TAKE(slot, name, ...) \
+  name = reinterpret_cast<std::add_pointer_t<__VA_ARGS__>>(const_cast<void*>(table[slot]));
+    QTAML_ORT_FUNCTIONS(QTAML_TAKE)
+#undef QTAML_TAKE
   }
-
- private:
-  char end_;  // closes the initializer list
 };
 
 }  // namespace qtaml::ort
