@@ -5,8 +5,8 @@ The bias b of a layer becomes
     b̂ = c − Σ Ŵ · x̄ · coverage          Mul, [Mul,] ReduceSum, Sub
 
 on constants: onnxruntime computes it once at load, and nothing of it is left at inference. c = b + W·x̄ is the mean
-output of the clean layer and takes the place of b; x̄ is the mean of the layer's input a channel; the coverage of a kernel
-tap is the share of positions at which it does not meet padding. Whatever the faults are, the mean of the output stays.
+output of the clean layer and takes the place of b; x̄ is the mean of the layer's input a channel; the coverage of a
+kernel tap is the share of positions at which it does not meet padding. Whatever the faults are, the mean output stays.
 """
 
 from __future__ import annotations

@@ -10,13 +10,14 @@ import logging
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.graph import Owner, graphs_of
 from qtaml_onnx.modelio import FAULT_DOMAIN
-from qtaml_onnx.passes._graph import Carrier, NameTable, add_input
-from qtaml_onnx.plan import StoragePlan
+from qtaml_onnx.passes._graph import Carrier, NameTable, add_constant, add_input, insert_at_start
+from qtaml_onnx.plan import StoragePlan, TensorPlan
 
 __all__ = ["DOMAIN", "RATES_INPUT", "SEED_INPUT", "InjectFaults", "allow_defaults", "stored_words"]
 
@@ -45,6 +46,16 @@ class InjectFaults(ir.passes.InPlacePass):
         self.rates = rates or plan.fault_model.rates
         self.seed = seed
 
+    @property
+    def _residual_share(self) -> NDArray[np.float32]:
+        """Residual over raw rate as designed: protected planes flip at this share of the rates that are fed.
+
+        Exact at the designed rates, and 0 where they are 0; in between the true residual bends more.
+        """
+        designed = self.plan.fault_model
+        raw = max((a + b) / 2 for a, b in zip(designed.p01, designed.p10, strict=True))
+        return np.asarray(self.plan.residual_rate / raw if raw else 0.0, dtype=np.float32)
+
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites in place; raises InputError if the words of a tensor are missing or the model is instrumented."""
         if SEED_INPUT in model.graph.initializers:
@@ -61,29 +72,53 @@ class InjectFaults(ir.passes.InPlacePass):
             if tensor.words_name not in words:
                 raise InputError(f"the stored words '{tensor.words_name}' are not in this model; harden it first")
             owner, value = words[tensor.words_name]
-            node = ir.node(
-                "FaultInject",
-                [value, carrier.into(owner, seed), carrier.into(owner, rates)],
-                {"stream": tensor.stream, "bits": tensor.bits, "exposed_planes": tensor.exposed_planes},
-                domain=DOMAIN,
-                name=names.fresh(f"{tensor.name}.faults"),
-            )
-            faulty = node.outputs[0]
-            faulty.name = names.fresh(f"{tensor.words_name}.faulty")
-            faulty.type, faulty.shape = value.type, value.shape
-            for use in list(value.uses()):
-                if use.node is not node:
-                    use.node.replace_input_with(use.idx, faulty)
             root = carrier.root(owner)
             if isinstance(root, ir.Function):
                 root.opset_imports[DOMAIN] = 1
+            inner_seed, inner_rates = carrier.into(owner, seed), carrier.into(owner, rates)
+            uses = list(value.uses())
+            nodes = [_fault_node(tensor, value, inner_seed, inner_rates, tensor.exposed_planes, tensor.stream, names)]
+            if self.plan.residual_rate and tensor.protected_planes:
+                share = add_constant(model, owner, names.fresh(f"{tensor.name}.residual_share"), self._residual_share)
+                residual = ir.node("Mul", [inner_rates, share], name=names.fresh(f"{tensor.name}.residual"))
+                residual.outputs[0].name = names.fresh(f"{tensor.name}.residual_rates")
+                protected = ~tensor.exposed_planes & ((1 << tensor.bits) - 1)
+                stream = len(self.plan.tensors) + tensor.stream
+                faulty = nodes[0].outputs[0]
+                nodes += [
+                    residual,
+                    _fault_node(tensor, faulty, inner_seed, residual.outputs[0], protected, stream, names),
+                ]
+            for use in uses:
+                use.node.replace_input_with(use.idx, nodes[-1].outputs[0])
             producer = value.producer()
             if producer is not None:
-                producer.append(node)
+                owner.insert_after(producer, nodes)
             else:
-                owner.insert_before(next(iter(owner)), node)
+                insert_at_start(owner, nodes)
         logger.info("inject faults: %d tensors", len(self.plan.tensors))
         return ir.passes.PassResult(model, modified=True)
+
+
+def _fault_node(
+    tensor: TensorPlan,
+    words: ir.Value,
+    seed: ir.Value,
+    rates: ir.Value,
+    planes: int,
+    stream: int,
+    names: NameTable,
+) -> ir.Node:
+    node = ir.node(
+        "FaultInject",
+        [words, seed, rates],
+        {"stream": stream, "bits": tensor.bits, "exposed_planes": planes},
+        domain=DOMAIN,
+        name=names.fresh(f"{tensor.name}.faults"),
+    )
+    node.outputs[0].name = names.fresh(f"{tensor.words_name}.faulty")
+    node.outputs[0].type, node.outputs[0].shape = words.type, words.shape
+    return node
 
 
 def stored_words(model: ir.Model) -> dict[str, tuple[Owner, ir.Value]]:

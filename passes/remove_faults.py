@@ -6,7 +6,8 @@ import logging
 
 import onnx_ir as ir
 
-from qtaml_onnx.graph import walk
+from qtaml_onnx.graph import Owner, walk
+from qtaml_onnx.passes._graph import discard
 from qtaml_onnx.passes.inject_faults import DOMAIN, RATES_INPUT, SEED_INPUT
 
 __all__ = ["RemoveFaults"]
@@ -26,7 +27,9 @@ class RemoveFaults(ir.passes.InPlacePass):
                 if source is not None:
                     node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
                 graph = node.graph if node.graph is not None else root
+                rates = node.inputs[2]
                 graph.remove(node, safe=True)
+                _remove_residual(graph, rates)
                 removed += 1
         if removed:
             for name in (SEED_INPUT, RATES_INPUT):
@@ -36,6 +39,17 @@ class RemoveFaults(ir.passes.InPlacePass):
                 function.opset_imports.pop(DOMAIN, None)
             logger.info("remove faults: %d", removed)
         return ir.passes.PassResult(model, modified=bool(removed))
+
+
+def _remove_residual(graph: Owner, rates: ir.Value | None) -> None:
+    """Removes what made the rates of protected planes from those that are fed."""
+    residual = rates.producer() if rates is not None else None
+    if residual is None or residual.op_type != "Mul" or (rates is not None and rates.uses()):
+        return
+    share = residual.inputs[1]
+    graph.remove(residual, safe=True)
+    if share is not None:
+        discard(share)
 
 
 def _remove_input(model: ir.Model, name: str) -> None:

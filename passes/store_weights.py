@@ -109,15 +109,15 @@ def _store_float(model: ir.Model, weight: Weight, plan: TensorPlan, names: NameT
         value = then("Gather", [table, index], {"axis": 0})
     scale = constant("scale", scales)
     if plan.input_scales is not None:
-        columns = np.asarray(plan.input_scales, dtype=np.float16)
-        columns = constant("input_scale", along_channels(columns, words.ndim, plan.input_axis))
-        scale = then("Mul", [scale, then("Cast", [columns], {"to": ir.DataType.FLOAT})])
+        columns = along_channels(np.asarray(plan.input_scales, dtype=np.float16), words.ndim, plan.input_axis)
+        factor = then("Cast", [constant("input_scale", columns)], {"to": ir.DataType.FLOAT})
+        scale = then("Mul", [scale, factor])
     value = then("Mul", [value, scale])
     if old.dtype not in (None, ir.DataType.FLOAT):
         value = then("Cast", [value], {"to": int(ir.DataType[plan.dtype])})
         if ir.DataType[plan.dtype].itemsize < ir.DataType.FLOAT.itemsize:
-            # A CPU without half-precision kernels casts back, and onnxruntime drops the two casts, rounding and all, where
-            # the weight is not constant (under faults). A Reshape between them keeps the rounding.
+            # A CPU without half-precision kernels casts back, and onnxruntime drops the two casts, rounding and all,
+            # where the weight is not constant (under faults). A Reshape between them keeps the rounding.
             shape = constant("shape", np.asarray(words.shape, dtype=np.int64))
             value = then("Reshape", [value, shape])
     value.type, value.shape = ir.TensorType(ir.DataType[plan.dtype]), ir.Shape(words.shape)

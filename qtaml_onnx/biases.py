@@ -55,8 +55,8 @@ def bias_plan(layer: Layer, statistics: LayerStatistics, weights: NDArray[np.flo
 def restored_deviation(statistics: LayerStatistics, added: NDArray[np.float64]) -> NDArray[np.float64]:
     """The factor an output channel that takes the variance which faults add out of the layer's output again.
 
-    sqrt(s/(s + v)), s the clean variance of the channel, v the added one. Folded into the scales of the weights it costs
-    nothing.
+    sqrt(s/(s + v)), s the clean variance of the channel, v the added one. Folded into the scales of the weights it
+    costs nothing.
 
     Args:
         statistics: Of the layer.

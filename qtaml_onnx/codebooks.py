@@ -1,7 +1,7 @@
 """One channel-optimised code book a word length and protection, shared by all tensors of a model.
 
-Weights over their channel's deviation have much the same distribution in every tensor, so that one code book serves all:
-within a few tenths of a decibel of a code a tensor, and its table is stored once.
+Weights over their channel's deviation have much the same distribution in every tensor, so that one code book serves
+all, within a few tenths of a decibel of a code a tensor, and its table is stored once.
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ class CodeBooks:
         key = (bits, protected)
         if key not in self._books:
             rates, _planes = self.rates(bits, protected)
-            code, readout = design_channel_optimized(
-                self._pool, rates, importance=self._importance, restore_gain=False
-            )
+            code, readout = design_channel_optimized(self._pool, rates, importance=self._importance, restore_gain=False)
             sums = word_sums(code, self._pool, self._importance)
             signal = float(sums.second.sum() / sums.total)
             _gain, noise = restored_gain(readout, rates, sums)

@@ -84,7 +84,7 @@ class Dataset:
         """
         if self.one_by_one:
             for index in range(len(self)):
-                yield {name: array[index] for name, array in self.arrays.items()}, 1
+                yield {name: np.asarray(array[index]) for name, array in self.arrays.items()}, 1
             return
         size = self.batch or batch_size
         for start in range(0, len(self), size):

@@ -53,6 +53,8 @@ def fault_model(
     if len(given) != 1:
         what = f"{' and '.join(given)} exclude each other" if given else "no fault model"
         raise InputError(f"{what}; give one of --flip-rate P, --p01 P --p10 P, --plane-rates FILE.csv, --device NAME")
+    if retention_s is not None and device is None:
+        raise InputError("--retention needs --device NAME, whose rates depend on it")
     if not (math.isfinite(margin) and margin > 0):
         raise InputError(f"--margin {margin:g} is not a positive number")
     described: dict[str, object] | None = None

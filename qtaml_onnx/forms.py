@@ -8,14 +8,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qtaml_onnx.plan import Form, WordsType
+from qtaml_onnx.plan import HALF_PRECISION_BITS, Form, WordsType
 from qtaml_onnx.storage import Code, ReadOut
 from qtaml_onnx.tensors import HALF_RANGE, Scaling, TensorData
 
 __all__ = ["ReadOutForm", "floats", "read_out_form"]
-
-_HALF_PRECISION_BITS = 10
-"""Longest word whose table is stored in half precision: its error is well below half a step."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ def read_out_form(tensor: TensorData, code: Code, readout: ReadOut, scaling: Sca
         "table",
         "UINT8" if code.bits <= 8 else "UINT16",
         scaling.rows,
-        table=floats(readout.table.astype(np.float16 if code.bits <= _HALF_PRECISION_BITS else np.float32)),
+        table=floats(readout.table.astype(np.float16 if code.bits <= HALF_PRECISION_BITS else np.float32)),
     )
 
 

@@ -54,6 +54,7 @@ class HardenOptions:
         per_tensor_scales: One scale a tensor in place of one an output channel.
         bias_correction: Whether layers get self-correcting biases, where the method has them and calibration data are
             given.
+        input_scales: Whether inputs of a layer get scales of their own, likewise.
         include: Patterns of weights to harden; all if empty.
         exclude: Patterns of weights to leave alone.
         trials: Trials a rate when evaluating.
@@ -71,6 +72,7 @@ class HardenOptions:
     target: float | None = None
     per_tensor_scales: bool = False
     bias_correction: bool = True
+    input_scales: bool = True
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     trials: int = 20
@@ -169,7 +171,7 @@ def harden(
     }
     return harden_source(
         source,
-        _fault_model(rates, chosen.bits),
+        _fault_model(rates),
         chosen,
         calibration=read["--calibration"],
         evaluation=read["--eval"],
@@ -177,11 +179,11 @@ def harden(
     )
 
 
-def _fault_model(rates: FlipRates | FaultModel | float, bits: int) -> FaultModel:
+def _fault_model(rates: FlipRates | FaultModel | float) -> FaultModel:
     if isinstance(rates, FaultModel):
         return rates
     if not isinstance(rates, FlipRates):
-        rates = FlipRates.uniform(float(rates), max(bits, 8))
+        rates = FlipRates.uniform(float(rates), LONGEST_WORD)
     return FaultModel(p01=rates.p01, p10=rates.p10)
 
 
@@ -206,6 +208,7 @@ def harden_source(
         bits=options.bits,
         per_tensor_scales=options.per_tensor_scales,
         protection=options.protection,
+        input_scales=options.input_scales,
     )
     warnings: list[str] = []
     if calibration is not None and method.corrects_bias:
@@ -255,7 +258,14 @@ def _calibrate(planner: Planner, calibration: Dataset, correct_biases: bool, pro
     planner.use_statistics(statistics, correct_biases=correct_biases)
 
 
-def _probe(planner: Planner, calibration: Dataset | None, seed: int, progress: Progress, warnings: list[str]) -> None:
+def _probe(
+    planner: Planner,
+    method: Method,
+    calibration: Dataset | None,
+    seed: int,
+    progress: Progress,
+    warnings: list[str],
+) -> None:
     data = calibration.head(_CALIBRATION_SAMPLES) if calibration is not None else None
     if data is None:
         data = synthetic_dataset(input_specs(planner.source.model), _SYNTHETIC_SAMPLES, seed)

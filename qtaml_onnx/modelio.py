@@ -142,7 +142,12 @@ def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _check_location(path: Path, tensor: onnx.TensorProto) -> None:
-    location = ExternalDataInfo(tensor).location
+    try:
+        location = ExternalDataInfo(tensor).location
+    except ValueError as error:
+        raise InputError(
+            f"{path}: external data of tensor '{tensor.name}': {_first_line(error)}; copy it again"
+        ) from error
     folder = path.parent.resolve()
     target = (folder / location).resolve()
     if not location or Path(location).is_absolute() or folder not in target.parents:

@@ -27,6 +27,15 @@ Form = Literal["affine", "table", "dequantize", "integer-table"]
 WordsType = Literal["INT8", "UINT8", "UINT16"]
 
 
+HALF_PRECISION_BITS = 10
+"""Longest word whose table is stored in half precision: its error is well below half a step."""
+
+
+def table_bits(bits: int) -> int:
+    """Bits of a table of real values, one a word."""
+    return (16 if bits <= HALF_PRECISION_BITS else 32) << bits
+
+
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -197,14 +206,14 @@ class TensorPlan(_Value):
     @property
     def table_type(self) -> str:
         """ONNX element type in which the table is stored."""
-        return "FLOAT16" if self.bits <= 10 else "FLOAT"
+        return "FLOAT16" if self.bits <= HALF_PRECISION_BITS else "FLOAT"
 
     @property
     def table_bits(self) -> int:
         """Bits of the table."""
         if self.table is None:
             return 0
-        return len(self.table) * (8 if self.form == "integer-table" else 16 if self.table_type == "FLOAT16" else 32)
+        return 8 * len(self.table) if self.form == "integer-table" else table_bits(self.bits)
 
     @property
     def metadata_bits(self) -> int:

@@ -1,4 +1,4 @@
-"""Makes storage plans: what can be done with each tensor, what it costs and what it leaves, and the plan of a choice."""
+"""Makes storage plans: what can be done with each tensor, what that costs and leaves, and the plan of a choice."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from qtaml_onnx.layers import Layer, LayerStatistics, extra_variance, find_layer
 from qtaml_onnx.methods import Design, Method
 from qtaml_onnx.modelio import SourceModel
 from qtaml_onnx.passes.fold_weights import FoldWeights
-from qtaml_onnx.plan import BiasPlan, CodeSpec, FaultModel, LeftOutTensor, StoragePlan, TensorPlan
+from qtaml_onnx.plan import BiasPlan, CodeSpec, FaultModel, LeftOutTensor, StoragePlan, TensorPlan, table_bits
 from qtaml_onnx.protection import Protection, scheme
 from qtaml_onnx.sensitivity import Sensitivity
 from qtaml_onnx.storage import uniform_code, word_sums
+from qtaml_onnx.storage.channel_optimized import design_channel_optimized
 from qtaml_onnx.storage.tensor import normalise
 from qtaml_onnx.tensors import Scaling, ScalingKind, TensorData, gather
 from qtaml_onnx.weights import Inventory, find_weights
@@ -28,6 +29,9 @@ from qtaml_onnx.weights import Inventory, find_weights
 __all__ = ["Allocation", "Menu", "Planner", "prepare"]
 
 LONGEST_WORD = 12
+
+_TABLE_SHARE = 0.03
+_FITTING = 12
 
 Allocation = tuple[int, ...]
 """For each tensor the index of its choice."""
@@ -213,9 +217,7 @@ class Planner:
             probed.append(tensor.weight.size * _mean_square(factors))
         return [e * m / p for e, m, p in zip(energy, magnitude, probed, strict=True)]
 
-    def menu(
-        self, method: Method, progress: Callable[[], None] = lambda: None, *, protectable: bool = True
-    ) -> Menu:
+    def menu(self, method: Method, progress: Callable[[], None] = lambda: None, *, protectable: bool = True) -> Menu:
         """The choices at one word length: 0, 1, 2, … protected planes, or 0 alone; made once a method."""
         key = (method.name, protectable)
         if (method.name, True) in self._menus:
@@ -244,7 +246,9 @@ class Planner:
             for d in designs
         ]
 
-    def word_length_menu(self, method: Method, progress: Callable[[], None] = lambda: None) -> Menu:
+    def word_length_menu(
+        self, method: Method, progress: Callable[[], None] = lambda: None, *, longest: int = LONGEST_WORD
+    ) -> Menu:
         """The choices where each tensor may have a word length of its own; cost is all stored bits, parity included.
 
         With ideal protection nothing is protected: a bit that costs nothing and never fails would win everywhere.
@@ -260,7 +264,7 @@ class Planner:
                 raise InputError(f"'{tensor.name}' has words already; --bits-per-weight needs float weights")
             size, signal = tensor.weight.size, weight * _mean_square(self.normalised(method, tensor))
             options = []
-            for bits in range(1, min(LONGEST_WORD, self.rates.bits) + 1):
+            for bits in range(1, min(longest, self.rates.bits) + 1):
                 for protected in (0,) if self.protection.name == "ideal" else (0, bits):
                     cost = size * bits + self.protection.parity_bits(size * protected)
                     noise = books.book(bits, protected).noise_to_signal
@@ -301,10 +305,12 @@ class Planner:
         Raises:
             InputError: if not even the shortest words fit.
         """
-        menu = self.word_length_menu(method, progress)
         total = bits_per_weight * self.weights
+        menu = self.word_length_menu(method, progress, longest=_longest_word(total))
         room = total
-        for _attempt in range(4):  # metadata depend on the word lengths chosen: take off what they turn out to be
+        for _attempt in range(
+            _FITTING
+        ):  # metadata depend on the word lengths chosen: take off what they turn out to be
             plan = self.plan(menu, menu.within(room))
             used = plan.weight_bits + plan.parity_bits + plan.metadata_bits
             if used <= total:
@@ -326,11 +332,12 @@ class Planner:
     def plan(self, menu: Menu, allocation: Sequence[int]) -> StoragePlan:
         """The plan of an allocation."""
         method = menu.method
+        chosen = [choices[index] for choices, index in zip(menu.choices, allocation, strict=True)]
+        bits = sum(tensor.weight.size * choice.bits for tensor, choice in zip(self.tensors, chosen, strict=True))
+        energy = sum(choice.energy for choice in chosen)
         tensors = tuple(
-            self._tensor_plan(method, tensor, choices[index], stream)
-            for stream, (tensor, choices, index) in enumerate(
-                zip(self.tensors, menu.choices, allocation, strict=True)
-            )
+            self._tensor_plan(method, tensor, choice, stream, choice.energy / energy * bits if energy > 0 else 0.0)
+            for stream, (tensor, choice) in enumerate(zip(self.tensors, chosen, strict=True))
         )
         longest = max(tensor.bits for tensor in tensors)
         faults = self.fault_model
@@ -345,21 +352,35 @@ class Planner:
             left_out=tuple(LeftOutTensor(name=item.name, reason=item.reason) for item in self.inventory.left_out),
         )
 
-    def _design(self, method: Method, choice: Choice, x: NDArray[np.float32]) -> Design:
-        """The design of a choice; a shared code book is fitted to the tensor by its gain alone."""
+    def _design(self, method: Method, choice: Choice, x: NDArray[np.float32], worth: float) -> Design:
+        """The design of a choice: the shared code book with a gain of the tensor's own, or a code book of its own.
+
+        Its own pays where it saves a larger share of the model's noise than its table adds to the model's bits.
+
+        Args:
+            method: The method.
+            choice: What was chosen.
+            x: Normalised weights.
+            worth: What the tensor's noise is worth in bits: its share of all predicted noise energy, times all bits.
+        """
         if choice.design is not None:
             return choice.design
         books = self.books(method)
         rates, planes = books.rates(choice.bits, choice.protected)
         book = books.book(choice.bits, choice.protected)
-        sums = word_sums(book.code, x)
-        gain, noise = restored_gain(book.readout, rates, sums)
-        return Design(book.code, book.readout, planes, noise, gain)
+        gain, noise = restored_gain(book.readout, rates, word_sums(book.code, x))
+        shared = Design(book.code, book.readout, planes, noise, gain)
+        price = table_bits(choice.bits)
+        if worth < price or noise <= 0:
+            return shared
+        code, readout = design_channel_optimized(x, rates, restore_gain=False)
+        gain, own = restored_gain(readout, rates, word_sums(code, x))
+        return Design(code, readout, planes, own, gain) if (1 - own / noise) * worth > price else shared
 
-    def _tensor_plan(self, method: Method, tensor: TensorData, choice: Choice, stream: int) -> TensorPlan:
+    def _tensor_plan(self, method: Method, tensor: TensorData, choice: Choice, stream: int, worth: float) -> TensorPlan:
         weight, scaling = tensor.weight, self.scaling(method, tensor)
         x = self.normalised(method, tensor)
-        design = self._design(method, choice, x)
+        design = self._design(method, choice, x, worth)
         bias = self.biases.get(tensor.name) if method.corrects_bias else None
         form = read_out_form(tensor, design.code, design.readout, scaling)
         rows = form.scales.astype(np.float64) * design.gain
@@ -405,6 +426,11 @@ class Planner:
         columns = None if scaling.columns is None else scaling.columns.astype(np.float64)
         added = noise * scaling.rows.astype(np.float64) ** 2 * extra_variance(layer, statistics, columns)
         return restored_deviation(statistics, added)
+
+
+def _longest_word(total: float) -> int:
+    """The longest word whose table takes but a small share of all bits."""
+    return max((b for b in range(1, LONGEST_WORD + 1) if table_bits(b) <= _TABLE_SHARE * total), default=1)
 
 
 def _mean_square(values: NDArray[np.floating]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from qtaml_onnx.plan import FaultModel, StoragePlan, read_plan
 from qtaml_onnx.planner import Planner, prepare
 
 __all__ = ["StoredModel", "plan_path", "stored_model"]
+
+_QUANTISED_BITS = 8
+"""Word length of weights that a model has quantised itself, whatever that of its float weights."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def plan_path(model: Path) -> Path:
 
 def stored_model(
     path: Path,
-    faults: FaultModel,
+    faults: Callable[[int], FaultModel],
     *,
     bits: int = 8,
     per_tensor_scales: bool = False,
@@ -55,7 +59,8 @@ def stored_model(
 
     Args:
         path: The model.
-        faults: Default rates of the instrumented model, and what a plain model's plan records.
+        faults: Default rates of the instrumented model, and what a plain model's plan records, for words of the given
+            length: which planes are the top ones depends on it.
         bits: Word length for a plain model.
         per_tensor_scales: Of a plain model.
         include: Patterns for a plain model.
@@ -70,7 +75,9 @@ def stored_model(
     wanted = source.model.metadata_props.get(PLAN_KEY)
     if wanted is None:
         inventory = prepare(source, include, exclude)
-        planner = Planner(source, inventory, faults, bits=bits, per_tensor_scales=per_tensor_scales)
+        planner = Planner(
+            source, inventory, faults(max(bits, _QUANTISED_BITS)), bits=bits, per_tensor_scales=per_tensor_scales
+        )
         plan = planner.within_budget(METHODS["none"], 0)
         fixed, faulty = carry_out(source, plan)
         return StoredModel(source, plan, fixed, faulty, hardened=False)
@@ -78,5 +85,5 @@ def stored_model(
     if plan.sha256 != wanted:
         raise InputError(f"{plan_path(path)} is not the plan of {path}; harden the model again")
     faulty = source.model.clone()
-    InjectFaults(plan, faults.rates)(faulty)
+    InjectFaults(plan, faults(plan.planes).rates)(faulty)
     return StoredModel(source, plan, source.model, faulty, hardened=True)

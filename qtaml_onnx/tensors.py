@@ -82,9 +82,9 @@ class TensorData:
 
         Args:
             kind: Which. A quantised weight keeps its own scales.
-            input_deviation: Standard deviation of the layer's input a channel [inputs]. With `rms`, inputs get factors of
-                their own, so that noise goes where it meets little energy: with equal noise for all normalised weights,
-                Σ Var[x_j] c_j² is least at a given Σ E[w_j²]/c_j² for c_j² ∝ rms(w_j)/deviation(x_j).
+            input_deviation: Standard deviation of the layer's input a channel [inputs]. With `rms`, inputs get factors
+                of their own, so that noise goes where it meets little energy: with equal noise for all normalised
+                weights, Σ Var[x_j] c_j² is least at a given Σ E[w_j²]/c_j² for c_j² ∝ rms(w_j)/deviation(x_j).
         """
         if self.step is not None:
             return Scaling((self.step * np.float32(HALF_RANGE)).astype(np.float32), self.axis)
@@ -115,7 +115,7 @@ class TensorData:
         rms, deviation = np.maximum(rms, 1e-3 * rms.max()), np.maximum(deviation, 1e-3 * deviation.max())
         wanted = np.sqrt(rms / deviation)
         wanted /= np.median(wanted)
-        return np.clip(wanted, 1 / _SPREAD, _SPREAD).astype(np.float16)
+        return np.asarray(np.clip(wanted, 1 / _SPREAD, _SPREAD), dtype=np.float16)
 
 
 def _deviations(weights: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ The report draws its own pictures, whose colours follow the page; these stand al
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +20,10 @@ from qtaml_onnx.report.text import format_rate, has_interval, shorten, visible
 
 __all__ = ["Curve", "sweep_figure", "sweep_picture"]
 
-_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Told apart by readers with any colour vision (Okabe & Ito 2008); the first two are the report's."""
+_COLOURS = {"unprotected": ("#d55e00", "#e69f00", "#cc79a7"), "hardened": ("#0072b2", "#009e73", "#56b4e9")}
+"""Told apart by readers with any colour vision (Okabe & Ito 2008); the first of each is the report's."""
+_LINES = {"unprotected": "--", "hardened": "-"}
 _MARKERS = ("s", "o", "^", "D", "v", "P")
-_LINES = ("--", "-", "-.", ":")
 _METRICS = {
     "top-1": "top-1 accuracy",
     "agreement": "agreement with the clean model",
@@ -85,9 +86,14 @@ def sweep_figure(
     axes = figure.subplots()
     clean = next(result for result in evaluation.results if result.variant == "clean")
     axes.axhline(clean.mean, color="0.45", linewidth=1.2, linestyle=(0, (1, 1.5)), label="clean (float), no faults")
+    taken: Counter[str] = Counter()
     for number, curve in enumerate(curves):
         x = [result.flip_rate for result in curve.results] if times_s is None else times_s
-        _draw(axes, number, curve, x)
+        variant = curve.results[0].variant
+        colours = _COLOURS[variant]
+        style = {"color": colours[taken[variant] % len(colours)], "linestyle": _LINES[variant]}
+        _draw(axes, curve, x, {**style, "marker": _MARKERS[number % len(_MARKERS)]})
+        taken[variant] += 1
     names: dict[float, str] = {}
     for curve in curves:
         for place, result in enumerate(curve.results):
@@ -111,19 +117,15 @@ def sweep_figure(
     return figure
 
 
-def _draw(axes: Axes, number: int, curve: Curve, x: Sequence[float]) -> None:
+def _draw(axes: Axes, curve: Curve, x: Sequence[float], style: dict[str, Any]) -> None:
     points = sorted(zip(x, curve.results, strict=True), key=lambda point: point[0])
-    places = [place for place, _ in points]
-    colour = _COLOURS[number % len(_COLOURS)]
     banded = [(place, r) for place, r in points if has_interval(r.trials, r.interval)]
     axes.fill_between(
         [place for place, _ in banded], [r.ci_low for _, r in banded], [r.ci_high for _, r in banded],
-        color=colour, alpha=0.2, linewidth=0,
+        color=style["color"], alpha=0.2, linewidth=0,
     )  # fmt: skip
-    axes.plot(
-        places, [r.mean for _, r in points], linestyle=_LINES[number % len(_LINES)], color=colour,
-        marker=_MARKERS[number % len(_MARKERS)], markersize=4.5, label=shorten(visible(curve.name), 50),
-    )  # fmt: skip
+    name = shorten(visible(curve.name), 50)
+    axes.plot([place for place, _ in points], [r.mean for _, r in points], label=name, markersize=4.5, **style)
 
 
 def _scale(axes: Axes, names: dict[float, str]) -> None:

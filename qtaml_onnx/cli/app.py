@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
+from pathlib import Path
 
 import typer
 
@@ -19,6 +21,9 @@ from qtaml_onnx.cli.verify import verify
 from qtaml_onnx.errors import GateError, QtamlError
 
 __all__ = ["app", "main"]
+
+_INTERRUPTED = 130
+"""Exit code of whoever is stopped by Ctrl-C, by custom of shells; typer turns the exception into it."""
 
 app = typer.Typer(
     name="qtaml-onnx",
@@ -60,10 +65,12 @@ def main(args: list[str] | None = None) -> int:
     try:
         code = app(args, standalone_mode=False)
     except typer.Exit as stop:
-        return int(stop.exit_code)
+        code = stop.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        print("qtaml-onnx: interrupted; nothing was written", file=sys.stderr)
-        return 130
+        code = _INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough; nothing more can be said on it
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # Python flushes it at exit
+        return 0
     except typer.TyperException as error:
         message = " ".join(error.format_message().split())
         return _fail(message or "give a command; see qtaml-onnx --help", 2)
@@ -75,6 +82,8 @@ def main(args: list[str] | None = None) -> int:
         return _fail("not enough memory for this model; close other programs or use a larger machine", 2)
     except OSError as error:
         return _fail(f"{error.filename or 'a file'}: {error.strerror or error}; check space and permissions", 2)
+    if code == _INTERRUPTED:
+        print("qtaml-onnx: interrupted; nothing was written", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 

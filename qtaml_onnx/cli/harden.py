@@ -38,6 +38,19 @@ def harden(
     margin: o.Margin = 1.0,
     method: Annotated[str, typer.Option("--method", help=f"{_METHODS}.")] = DEFAULT_METHOD,
     bits: o.Bits = 8,
+    bits_per_weight: Annotated[
+        float | None,
+        typer.Option(
+            "--bits-per-weight", help="Choose word lengths a tensor under this total of bits a weight, all in."
+        ),
+    ] = None,
+    protection: Annotated[
+        str,
+        typer.Option(
+            "--protection",
+            help="How protected bits are kept: ideal, repetition-3, secded-72-64, bch-511-340-20, ldpc-3-5, …, auto.",
+        ),
+    ] = "ideal",
     budget: Annotated[float, typer.Option("--budget", help="Most protected bits, as a fraction of all.")] = 0.0,
     target: Annotated[
         float | None,
@@ -45,6 +58,9 @@ def harden(
     ] = None,
     no_bias_correction: Annotated[
         bool, typer.Option("--no-bias-correction", help="No self-correcting biases (they need --calibration).")
+    ] = False,
+    no_input_scales: Annotated[
+        bool, typer.Option("--no-input-scales", help="No scales an input channel (they need --calibration).")
     ] = False,
     per_tensor_scales: o.PerTensor = False,
     include: o.Include = None,
@@ -83,12 +99,26 @@ def harden(
     if emit_faulty is not None and emit_faulty.absolute() == output.absolute():
         raise InputError("--emit-faulty and -o name the same file; give two")
     chosen = HardenOptions(
-        method, bits, budget, target, per_tensor_scales, not no_bias_correction, include or (), exclude or (), trials, seed, workers,
-        confidence, fail_under,
-    )  # fmt: skip
+        method=method,
+        bits=bits,
+        bits_per_weight=bits_per_weight,
+        protection=protection,
+        budget=budget,
+        target=target,
+        per_tensor_scales=per_tensor_scales,
+        bias_correction=not no_bias_correction,
+        input_scales=not no_input_scales,
+        include=include or (),
+        exclude=exclude or (),
+        trials=trials,
+        seed=seed,
+        workers=workers,
+        confidence=confidence,
+        fail_under=fail_under,
+    )
     chosen.check(evaluation is not None)
     faults = fault_model(
-        bits=max(bits, 8),
+        bits=max(bits, 8) if bits_per_weight is None else o.MOST_BITS,
         flip_rate=flip_rate,
         p01=p01,
         p10=p10,
@@ -99,7 +129,7 @@ def harden(
     )
     source = load_model(model)
     source.check_plain()
-    specs = input_specs(source.model)
+    specs = input_specs(source.model) if calibration or evaluation else []
     result = harden_source(
         source,
         faults,

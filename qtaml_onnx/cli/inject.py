@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from qtaml_onnx.cli import options as o
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.fault_model import fault_model
@@ -43,8 +45,8 @@ def inject(
     check_output_path(output, model)
     if output.suffix != ".onnx":
         raise InputError(f"output {output} does not end in .onnx; name the instrumented model OUT.onnx")
-    faults = fault_model(
-        bits=max(bits, o.MOST_BITS),
+    faults = partial(
+        fault_model,
         flip_rate=flip_rate,
         p01=p01,
         p10=p10,
@@ -53,8 +55,14 @@ def inject(
         retention_s=parse_duration(retention) if retention is not None else None,
         margin=margin,
     )
+    faults(bits=1)  # refuses what is wrong with it before the model is read
     stored = stored_model(
-        model, faults, bits=bits, per_tensor_scales=per_tensor_scales, include=include, exclude=exclude
+        model,
+        lambda planes: faults(bits=planes),
+        bits=bits,
+        per_tensor_scales=per_tensor_scales,
+        include=include,
+        exclude=exclude,
     )
     with OutputSet() as outputs:
         save_model(stored.faulty, outputs, output)

@@ -12,10 +12,10 @@ from rich.table import Table
 from qtaml_onnx.cli import options as o
 from qtaml_onnx.cli.show import TerminalProgress, console, print_warnings
 from qtaml_onnx.data import input_specs, load_dataset, synthetic_dataset
+from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import load_model
 from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.plan import FaultModel
-from qtaml_onnx.methods import METHODS
 from qtaml_onnx.planner import Planner
 from qtaml_onnx.sensitivity import measure_sensitivity
 from qtaml_onnx.tensors import TensorData

@@ -90,7 +90,10 @@ Evaluation = Annotated[
     typer.Option("--eval", help=".npz of inputs, with `labels` or without, to measure on.", rich_help_panel=_MEASURING),
 ]
 Trials = Annotated[int, typer.Option("--trials", help="Draws of the faults a rate.", rich_help_panel=_MEASURING)]
-Seed = Annotated[int, typer.Option("--seed", help="Of the first trial.", rich_help_panel=_MEASURING)]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", help="Of the first trial.", min=0, max=2**63 - 1, rich_help_panel=_MEASURING),
+]
 Workers = Annotated[int, typer.Option("--workers", help="Processes.", rich_help_panel=_MEASURING)]
 Confidence = Annotated[float, typer.Option("--confidence", help="Of the intervals.", rich_help_panel=_MEASURING)]
 

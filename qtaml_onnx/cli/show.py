@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,9 @@ __all__ = ["TerminalProgress", "console", "print_warnings", "results_table", "su
 _PATIENCE = 2.0
 """Seconds of work before a progress bar appears."""
 
+_UNWRAPPED = 240
+"""Columns where there is no terminal to fit."""
+
 VARIANTS = {
     "clean": "clean (float)",
     "quantized": "quantised, no faults",
@@ -27,8 +31,10 @@ VARIANTS = {
 
 
 def console(stderr: bool = False) -> Console:
-    """A console that honours NO_COLOR, widths and pipes."""
-    return Console(stderr=stderr, highlight=False)
+    """A console that honours NO_COLOR and widths; what goes to a file or a pipe is not wrapped."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else _UNWRAPPED
+    return Console(stderr=stderr, highlight=False, width=width)
 
 
 class TerminalProgress:

@@ -26,7 +26,7 @@ def read_table(tensor: TensorPlan) -> FloatArray:
     Where channels differ in their gain, that of the median channel.
     """
     ratio = float(np.median(np.divide(tensor.scales, tensor.weight_scales)))
-    one = tensor.model_copy(update={"scales": (ratio,), "channel_axis": None})
+    one = tensor.model_copy(update={"scales": (ratio,), "channel_axis": None, "input_scales": None})
     words = np.arange(1 << tensor.bits, dtype=word_dtype(tensor.bits))
     return decode_tensor(one, words.view(tensor.words_type.lower())).astype(np.float64)
 

@@ -269,7 +269,7 @@ def test_planes_lie_in_the_cells_of_the_models_own_word_length(
 
 def test_unequal_words_under_unequal_planes_draw_a_warning() -> None:
     uneven, even = fault_model(bits=8, device="mixed-planes"), fault_model(bits=8, p01=0.1, p10=0.2)
-    model = stored_model(MODEL, even)
+    model = stored_model(MODEL, lambda bits: even)
     first, *rest = model.plan.tensors
     short = first.model_copy(update={"code": first.code.model_copy(update={"bits": 4})})
     mixed = dataclasses.replace(model, plan=model.plan.model_copy(update={"tensors": (short, *rest)}))

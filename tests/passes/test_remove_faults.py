@@ -7,6 +7,8 @@ import pytest
 from small_models import CASES
 from stored_models import store
 
+from qtaml_onnx.graph import walk
+from qtaml_onnx.passes.inject_faults import InjectFaults
 from qtaml_onnx.passes.remove_faults import RemoveFaults
 
 
@@ -25,6 +27,23 @@ def test_remove_undoes_inject(name: str) -> None:
             before.graph.inputs.remove(value)
         before.ir_version = 4
     assert text(stored.faulty) == text(before)
+
+
+@pytest.mark.parametrize("name", ["matmul", "if-ir3", "function-constant", "function-subgraph"])
+def test_residual_faults_of_protected_planes_go_as_well(name: str) -> None:
+    """A protection that is not ideal has a second operator a tensor, with rates of its own."""
+    stored = store(CASES[name]().model, "tac", 0.1, 0.4)
+    residual = stored.plan.model_copy(update={"residual_rate": 0.02})
+    model = stored.hardened.clone()
+    model.ir_version = max(model.ir_version, 4)
+    for value in [value for value in model.graph.inputs if value.is_initializer()]:
+        model.graph.inputs.remove(value)
+    before = text(model)
+    InjectFaults(residual)(model)
+    operators = [node for _root, node in walk(model) if node.domain == "qtaml"]
+    assert len(operators) > len(stored.plan.tensors)
+    RemoveFaults()(model)
+    assert text(model) == before
 
 
 def test_nothing_to_remove() -> None:
