@@ -61,6 +61,7 @@ class HardenOptions:
         seed: Of probes, synthetic inputs and trials.
         workers: Processes of the campaign.
         confidence: Of the intervals.
+        off_design: Whether the hardened model is also measured at half and at twice the designed rates.
         fail_under: Share of the clean metric below which `HardenResult.gate` fails.
     """
 
@@ -79,6 +80,7 @@ class HardenOptions:
     seed: int = 0
     workers: int = 1
     confidence: float = 0.95
+    off_design: bool = False
     fail_under: float | None = None
 
     def check(self, has_evaluation: bool) -> Method:
@@ -129,8 +131,9 @@ class HardenResult:
         """Raises GateError if the hardened model keeps less than `fail_under` of the clean metric."""
         if self.fail_under is None or self.report.evaluation is None:
             return
-        mean = {(r.variant, r.flip_rate > 0): r.mean for r in self.report.evaluation.results}
-        kept = mean["hardened", True] / mean["clean", False] if mean["clean", False] else 0.0
+        designed = max(*self.plan.fault_model.p01, *self.plan.fault_model.p10)
+        mean = {(r.variant, r.flip_rate): r.mean for r in self.report.evaluation.results}
+        kept = mean["hardened", designed] / mean["clean", 0.0] if mean["clean", 0.0] else 0.0
         if kept < self.fail_under:
             raise GateError(
                 f"the hardened model keeps {kept:.4f} of the clean metric, less than --fail-under {self.fail_under:g}; "
@@ -171,7 +174,7 @@ def harden(
     }
     return harden_source(
         source,
-        _fault_model(rates),
+        as_fault_model(rates),
         chosen,
         calibration=read["--calibration"],
         evaluation=read["--eval"],
@@ -179,7 +182,8 @@ def harden(
     )
 
 
-def _fault_model(rates: FlipRates | FaultModel | float) -> FaultModel:
+def as_fault_model(rates: FlipRates | FaultModel | float) -> FaultModel:
+    """A fault model from what the Python interface takes; raises InputError for a rate outside [0, 1)."""
     if isinstance(rates, FaultModel):
         return rates
     if not isinstance(rates, FlipRates):
@@ -222,7 +226,7 @@ def harden_source(
     else:
         campaign = _campaign(evaluation, options)
         plan = _choose(planner, method, original, evaluation, options, progress)
-        results = _evaluate(planner, plan, original, campaign, progress)
+        results = _evaluate(planner, plan, original, campaign, options.off_design, progress)
     hardened, faulty = carry_out(source, plan)
     return HardenResult(
         hardened,
@@ -358,9 +362,24 @@ def _choose(
 
 
 def _evaluate(
-    planner: Planner, plan: StoragePlan, original: onnx.ModelProto, campaign: Campaign, progress: Progress
+    planner: Planner,
+    plan: StoragePlan,
+    original: onnx.ModelProto,
+    campaign: Campaign,
+    off_design: bool,
+    progress: Progress,
 ) -> list[Result]:
-    """Clean, quantised, unprotected and hardened, the last two under the designed rates with the same seeds."""
+    """Clean, quantised, unprotected and hardened, the last two under the designed rates with the same seeds.
+
+    With `off_design` these two also at half and at twice the designed rates, which the designer rarely knows exactly,
+    and at the rates before the margin.
+    """
+    sweep = [planner.rates]
+    if off_design:
+        doubled = [_doubled(rates) for rates in (planner.rates.p01, planner.rates.p10)]
+        given = planner.rates.scaled(1 / planner.fault_model.margin)
+        sweep = [planner.rates.scaled(0.5), given, planner.rates, FlipRates(*doubled)]
+        sweep = sorted(dict.fromkeys(sweep), key=lambda rates: max(*rates.p01, *rates.p10))
     baseline = METHODS["none"]
     plain = planner.within_budget(baseline, 0)
     results = [campaign.measure_clean(original)]
@@ -368,8 +387,13 @@ def _evaluate(
     results.append(campaign.measure_fixed(Variant("quantized", ir.to_proto(quantised))))
     hardened, faulty = carry_out(planner.source, plan)
     results.append(campaign.measure_fixed(Variant("hardened", ir.to_proto(hardened))))
-    with progress.steps("Monte-Carlo trials", 2 * campaign.trials) as step:
+    with progress.steps("Monte-Carlo trials", 2 * len(sweep) * campaign.trials) as step:
         for name, model in (("unprotected", unprotected), ("hardened", faulty)):
             variant = Variant(name, ir.to_proto(model))
-            results += campaign.measure_faulty(variant, [planner.rates], progress=step)
+            results += campaign.measure_faulty(variant, sweep, progress=step)
     return results
+
+
+def _doubled(rates: Sequence[float]) -> tuple[float, ...]:
+    """Twice the rates, but no more than a half, where a bit says nothing any more."""
+    return tuple(max(rate, min(2 * rate, 0.5)) for rate in rates)

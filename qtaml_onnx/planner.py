@@ -258,6 +258,11 @@ class Planner:
         """
         if method.code != "channel-optimized":
             raise InputError(f"--bits-per-weight needs --method channel-optimized, not {method.name}")
+        if len(set(self.rates.p01)) > 1 or len(set(self.rates.p10)) > 1:
+            raise InputError(
+                "--bits-per-weight needs flip rates that are the same on all planes, as word lengths differ; "
+                "give --flip-rate, or one length with --bits"
+            )
         books, choices = self.books(method), []
         for tensor, weight in zip(self.tensors, self._weighting(method), strict=True):
             if tensor.fixed is not None:

@@ -24,6 +24,8 @@ from qtaml_onnx.runtime import create_session, session_options
 
 __all__ = ["Sensitivity", "measure_sensitivity"]
 
+_Run = tuple[dict[str, NDArray[np.generic]], int]
+
 RELATIVE_NOISE = 0.02
 """Probe noise over the weights' root mean square: small enough for first order, large enough for float32."""
 
@@ -58,6 +60,9 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Probes every tensor.
 
+    Where the samples take at least as many runs as there are probes, each probe sees a share of them: its noise is new
+    anyway, and the mean over samples is as good.
+
     Args:
         model: The model; not changed.
         normalised: By weight name: the weights in the model's units, and their channel scales shaped to broadcast.
@@ -77,27 +82,26 @@ def measure_sensitivity(
     CorrectBias(biases or {})(exposed)
     session = create_session(ir.to_proto(exposed), session_options())
 
-    def outputs(feed: dict[str, NDArray[np.generic]]) -> NDArray[np.float64]:
-        rows: list[NDArray[np.float64]] = []
-        for inputs, count in data.feeds(batch_size):
-            try:
-                values = session.run(None, {**inputs, **feed})
-            except Exception as error:  # onnxruntime raises types of its own, without a common base
-                raise InputError(f"the model does not run on {data.source}: {_short(error)}") from error
-            fed = None if data.one_by_one else len(next(iter(inputs.values())))
-            real = [v for v in values if isinstance(v, np.ndarray) and np.issubdtype(v.dtype, np.floating)]
-            flat = [_rows(value, count, fed) for value in real]
-            rows.append(np.concatenate(flat, axis=1) if flat else np.zeros((count, 0)))
-        if len({row.shape[1] for row in rows}) != 1:
-            raise InputError("the sizes of the model's outputs depend on its inputs: sensitivity cannot be measured")
-        return np.concatenate(rows)
+    def outputs(run: _Run, weights: dict[str, NDArray[np.generic]]) -> NDArray[np.float64]:
+        inputs, count = run
+        try:
+            values = session.run(None, {**inputs, **weights})
+        except Exception as error:  # onnxruntime raises types of its own, without a common base
+            raise InputError(f"the model does not run on {data.source}: {_short(error)}") from error
+        fed = None if data.one_by_one else len(next(iter(inputs.values())))
+        real = [v for v in values if isinstance(v, np.ndarray) and np.issubdtype(v.dtype, np.floating)]
+        flat = [_rows(value, count, fed) for value in real]
+        return np.concatenate(flat, axis=1) if flat else np.zeros((count, 0))
 
+    runs = list(data.feeds(batch_size))
     if not len(data):
         raise InputError("the model has no inputs to feed: sensitivity cannot be measured")
-    clean = outputs({})
-    if not np.isfinite(clean).all():
+    clean = [outputs(run, {}) for run in runs]
+    if len({part.shape[1] for part in clean}) != 1:
+        raise InputError("the sizes of the model's outputs depend on its inputs: sensitivity cannot be measured")
+    if not all(np.isfinite(part).all() for part in clean):
         raise InputError(f"the model's outputs on {data.source} are not finite; give other calibration data")
-    centred = clean - clean.mean(axis=0)
+    shares = [range(len(runs))] * probes if len(runs) < probes else [range(k, len(runs), probes) for k in range(probes)]
     energy: dict[str, float] = {}
     rng = np.random.default_rng(seed)
     for name, (weights, scales) in normalised.items():
@@ -105,21 +109,24 @@ def measure_sensitivity(
         units = scales.astype(np.float32)
         rms = float(np.sqrt(np.mean(np.square(values / units), dtype=np.float64)))
         epsilon = RELATIVE_NOISE * (rms or 1.0)
-        total = 0.0
-        for _ in range(probes):
+        total, rows = 0.0, 0
+        for share in shares:
             noisy = rng.standard_normal(weights.shape, dtype=np.float32)
             noisy *= np.float32(epsilon) * units
             noisy += values
-            changed = outputs({expose.inputs[name]: noisy.astype(weights.dtype, copy=False)})
-            if changed.shape != clean.shape:
-                raise InputError(
-                    "the sizes of the model's outputs depend on its weights: sensitivity cannot be measured"
-                )
-            total += float(((changed - clean) ** 2).sum(axis=1).mean())
+            feed = {expose.inputs[name]: noisy.astype(weights.dtype, copy=False)}
+            for number in share:
+                changed = outputs(runs[number], feed)
+                if changed.shape != clean[number].shape:
+                    raise InputError("the sizes of the outputs depend on the weights: sensitivity cannot be measured")
+                total += float(((changed - clean[number]) ** 2).sum())
+                rows += len(changed)
             progress()
-        energy[name] = total / probes / epsilon**2
-    output_energy = float((centred**2).sum(axis=1).mean()) if len(clean) > 1 else float((clean**2).sum())
-    return Sensitivity(energy, output_energy, len(clean), probes)
+        energy[name] = total / rows / epsilon**2
+    whole = np.concatenate(clean)
+    centred = whole - whole.mean(axis=0)
+    output_energy = float((centred**2).sum(axis=1).mean()) if len(whole) > 1 else float((whole**2).sum())
+    return Sensitivity(energy, output_energy, len(whole), probes)
 
 
 def _rows(value: NDArray[np.floating], count: int, fed: int | None) -> NDArray[np.float64]:

@@ -48,7 +48,7 @@ def plan_path(model: Path) -> Path:
 
 def stored_model(
     path: Path,
-    faults: Callable[[int], FaultModel],
+    faults: FaultModel | Callable[[int], FaultModel],
     *,
     bits: int = 8,
     per_tensor_scales: bool = False,
@@ -59,8 +59,8 @@ def stored_model(
 
     Args:
         path: The model.
-        faults: Default rates of the instrumented model, and what a plain model's plan records, for words of the given
-            length: which planes are the top ones depends on it.
+        faults: Default rates of the instrumented model, and what a plain model's plan records; a function if they
+            depend on the word length, as those of a device do whose top planes are in better cells.
         bits: Word length for a plain model.
         per_tensor_scales: Of a plain model.
         include: Patterns for a plain model.
@@ -76,7 +76,11 @@ def stored_model(
     if wanted is None:
         inventory = prepare(source, include, exclude)
         planner = Planner(
-            source, inventory, faults(max(bits, _QUANTISED_BITS)), bits=bits, per_tensor_scales=per_tensor_scales
+            source,
+            inventory,
+            _for_length(faults, max(bits, _QUANTISED_BITS)),
+            bits=bits,
+            per_tensor_scales=per_tensor_scales,
         )
         plan = planner.within_budget(METHODS["none"], 0)
         fixed, faulty = carry_out(source, plan)
@@ -85,5 +89,9 @@ def stored_model(
     if plan.sha256 != wanted:
         raise InputError(f"{plan_path(path)} is not the plan of {path}; harden the model again")
     faulty = source.model.clone()
-    InjectFaults(plan, faults(plan.planes).rates)(faulty)
+    InjectFaults(plan, _for_length(faults, plan.planes).rates)(faulty)
     return StoredModel(source, plan, source.model, faulty, hardened=True)
+
+
+def _for_length(faults: FaultModel | Callable[[int], FaultModel], planes: int) -> FaultModel:
+    return faults if isinstance(faults, FaultModel) else faults(planes)

@@ -183,9 +183,9 @@ def _equal(model: ir.Model, source: ir.Model, plan: StoragePlan, data: Dataset |
         except Exception as error:  # onnxruntime raises types of its own, without a common base
             return Check("equal without faults", False, f"does not run on {data.source}: {str(error).splitlines()[0]}")
         for got, wanted in pairs:
-            error = _relative_error(np.asarray(got), np.asarray(wanted))
-            worst = max(worst, error)
-            good &= error <= (HALF_TOLERANCE if np.asarray(wanted).dtype.itemsize == 2 else TOLERANCE)
+            off = _relative_error(np.asarray(got), np.asarray(wanted))
+            worst = max(worst, off)
+            good &= off <= (HALF_TOLERANCE if np.asarray(wanted).dtype.itemsize == 2 else TOLERANCE)
     detail = f"largest error {worst:.2g} of the output's rms on {len(data)} samples ({data.source})"
     return Check("equal without faults", good, detail)
 

@@ -69,7 +69,7 @@ def main(args: list[str] | None = None) -> int:
     except (typer.Abort, KeyboardInterrupt):
         code = _INTERRUPTED
     except BrokenPipeError:  # whoever read the output has seen enough; nothing more can be said on it
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # Python flushes it at exit
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - flushed at exit
         return 0
     except typer.TyperException as error:
         message = " ".join(error.format_message().split())

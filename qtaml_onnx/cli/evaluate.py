@@ -77,10 +77,7 @@ def evaluate(
             check_output_path(path)
     kind = _picture_kind(plot, output)
     conditions = _conditions(flip_rate, p01, p10, plane_rates, device, retention)
-    stored = [
-        stored_model(path, lambda _planes: _NO_FAULTS, bits=bits, per_tensor_scales=per_tensor_scales)
-        for path in models
-    ]
+    stored = [stored_model(path, _NO_FAULTS, bits=bits, per_tensor_scales=per_tensor_scales) for path in models]
     lengths = sorted({model.plan.planes for model in stored})
     faults = {length: [condition.fault_model(length) for condition in conditions] for length in lengths}
     reference = _reference(stored, original)

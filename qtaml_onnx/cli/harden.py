@@ -71,6 +71,10 @@ def harden(
     fail_under: Annotated[
         float | None, typer.Option("--fail-under", help="Exit 1 if less than this share of clean is kept.")
     ] = None,
+    off_design: Annotated[
+        bool,
+        typer.Option("--off-design", help="Also measure at half and twice the designed rates; implied by --margin."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide and measure, write nothing.")] = False,
     calibration: o.Calibration = None,
     evaluation: o.Evaluation = None,
@@ -114,11 +118,12 @@ def harden(
         seed=seed,
         workers=workers,
         confidence=confidence,
+        off_design=off_design or margin != 1.0,
         fail_under=fail_under,
     )
     chosen.check(evaluation is not None)
     faults = fault_model(
-        bits=max(bits, 8) if bits_per_weight is None else o.MOST_BITS,
+        bits=o.MOST_BITS if bits_per_weight is not None else bits if device is not None else max(bits, 8),
         flip_rate=flip_rate,
         p01=p01,
         p10=p10,

@@ -114,11 +114,14 @@ def _prediction(planner: Planner, method: Method, plan: StoragePlan) -> Predicti
     if sensitivity is None or not sensitivity.output_energy or plan.noise_energy is None:
         return Prediction(noise_energy=None, saturation_ratio=None)
     limit = SATURATION_LEVEL * sensitivity.output_energy
-    uniform = planner.smallest_overhead(METHODS["uniform-msp"], limit)
-    own = planner.smallest_overhead(method, limit)
+    ratio = None
+    if plan.protected_bits or plan.noise_energy > limit:  # else the method needs no protection: the ratio has no end
+        uniform = planner.smallest_overhead(METHODS["uniform-msp"], limit)
+        own = planner.smallest_overhead(method, limit)
+        ratio = uniform / own if uniform is not None and own else None
     return Prediction(
         noise_energy=plan.noise_energy / sensitivity.output_energy,
-        saturation_ratio=uniform / own if uniform is not None and own else None,
+        saturation_ratio=ratio,
         saturation_level=SATURATION_LEVEL,
     )
 

@@ -93,7 +93,7 @@ def _draw_bits(axes: Axes, code: Code, protected: Sequence[int]) -> None:
     axes.set_yticks(range(code.bits), [str(k) for k in reversed(range(code.bits))], size=7)
     axes.tick_params(axis="y", length=0)
     axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−1", "−0.5", "0", "0.5", "1"], size=8)
-    axes.set_xlabel("weight over its channel's largest; bar: the plane stores a 1", size=8)
+    axes.set_xlabel("weight over its channel's scale; bar: the plane stores a 1", size=8)
     axes.spines["left"].set_visible(False)
 
 
@@ -133,6 +133,6 @@ def flips_svg(tensor: TensorPlan, name: str, description: str) -> str:
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         axes.set_ylabel("bit plane", size=8)
-        axes.set_xlabel("change of the weight over its channel's largest, when this bit alone flips", size=8)
+        axes.set_xlabel("change of the weight over its channel's scale, when this bit alone flips", size=8)
         add_legend(figure, ncols=3, top=1.0)
         return to_svg(figure, name, f"Flips in {tensor.name}", description)

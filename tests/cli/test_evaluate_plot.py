@@ -138,6 +138,12 @@ def test_models_differ_in_colour_line_and_marker() -> None:
     lines = figure.axes[0].get_lines()[1:]
     for style in (lambda a: to_hex(a.get_color()), lambda a: a.get_marker(), lambda a: a.get_linestyle()):
         assert style(lines[0]) != style(lines[1])
+    for order in (curves, curves[::-1]):  # hardened models are blue wherever they stand
+        drawn = sweep_figure(evaluation(found), order, None, "two").axes[0].get_lines()[1:]
+        assert {str(line.get_label())[:3]: to_hex(line.get_color()) for line in drawn} == {
+            "unp": "#d55e00",
+            "har": "#0072b2",
+        }
     legend = figure.axes[0].get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == [
