@@ -11,7 +11,6 @@ import typer
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.physics import Device, device_names, format_duration, inline_device, load_device, parse_duration, solve
 from qtaml_onnx.physics.inverse import DIRECTIONS, VARIABLES
-from qtaml_onnx.physics.plots import PANELS, device_figure, save_figure
 
 __all__ = ["device_app"]
 
@@ -281,7 +280,7 @@ def _bound(variable: str, text: str | None) -> float | None:
 def plot(
     name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A shipped device, or a TOML file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Picture to write, .png or .svg.")],
-    panel: Annotated[str, typer.Option(help=f"{', '.join(PANELS)}, or all.")] = "all",
+    panel: Annotated[str, typer.Option(help="transmission, retention, temperature, variation, or all.")] = "all",
     voltage: Voltage = None,
     temperature_k: Temperature = None,
     retention: Retention = None,
@@ -293,5 +292,7 @@ def plot(
         temperature_k=temperature_k,
         supply_v=voltage,
     )
+    from qtaml_onnx.physics.plots import device_figure, save_figure  # matplotlib takes a second to load
+
     save_figure(device_figure(device, panel, cell), output)
     typer.echo(f"wrote {output}")

@@ -97,6 +97,8 @@ def harden(
     o.set_verbosity(verbose, quiet)
     if output.suffix != ".onnx":
         raise InputError(f"output {output} does not end in .onnx; name the hardened model OUT.onnx")
+    if emit_faulty is not None and emit_faulty.suffix != ".onnx":
+        raise InputError(f"--emit-faulty {emit_faulty} does not end in .onnx; name the instrumented model FAULTY.onnx")
     for path in (output, *([emit_faulty] if emit_faulty else [])):
         if not dry_run:
             check_output_path(path, model)

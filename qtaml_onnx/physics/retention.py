@@ -38,7 +38,7 @@ def exchange_probability(rate_01: ArrayLike, rate_10: ArrayLike, time_s: ArrayLi
         time_s: Time between write and read, s.
 
     Returns:
-        (p01, p10); their sum is at most 1.
+        (p01, p10); their sum is at most 1, up to rounding.
     """
     gain, loss, time = (np.asarray(value, dtype=np.float64) for value in (rate_01, rate_10, time_s))
     total = gain + loss

@@ -13,6 +13,7 @@ import onnxruntime as ort
 from qtaml_onnx import __version__
 from qtaml_onnx.campaign import Campaign, Result
 from qtaml_onnx.campaign.trials import SESSION_LEVEL
+from qtaml_onnx.errors import InputError
 from qtaml_onnx.methods import METHODS, Method
 from qtaml_onnx.modelio import SourceModel
 from qtaml_onnx.plan import StoragePlan, TensorPlan
@@ -116,8 +117,11 @@ def _prediction(planner: Planner, method: Method, plan: StoragePlan) -> Predicti
     limit = SATURATION_LEVEL * sensitivity.output_energy
     ratio = None
     if plan.protected_bits or plan.noise_energy > limit:  # else the method needs no protection: the ratio has no end
-        uniform = planner.smallest_overhead(METHODS["uniform-msp"], limit)
-        own = planner.smallest_overhead(method, limit)
+        try:
+            uniform = planner.smallest_overhead(METHODS["uniform-msp"], limit)
+        except InputError:  # where p01 + p10 ≥ 1 the affine correction has no inverse, and there is nothing to compare
+            uniform = None
+        own = planner.smallest_overhead(method, limit) if uniform is not None else None
         ratio = uniform / own if uniform is not None and own else None
     return Prediction(
         noise_energy=plan.noise_energy / sensitivity.output_energy,

@@ -174,6 +174,7 @@ TABLE: dict[str, Bad] = {
     "report is a folder": Bad(NOISE, ("o.report.json", "folder"), lambda d: (d / "out" / "o.report.json").mkdir()),
     "faulty is output": Bad(NOISE + "--emit-faulty {d}/out/../out/o.onnx", ("o.onnx", "two")),
     "faulty is the plan": Bad(NOISE + "--emit-faulty {d}/out/o.plan.json", ("o.plan.json",)),
+    "faulty is the data": Bad(NOISE + "--emit-faulty {d}/eval.npz", ("eval.npz", ".onnx")),
     "faulty is the input": Bad(NOISE + "--emit-faulty {d}/good.onnx", ("is the input model",)),
     "unknown option": Bad(NOISE + "--turbo", ("--turbo",)),
     "unknown command": Bad("strengthen {d}/good.onnx", ("strengthen",)),
@@ -187,6 +188,9 @@ TABLE: dict[str, Bad] = {
     "evaluate trials": Bad("evaluate {d}/good.onnx --flip-rate 0.1 --eval {d}/eval.npz --trials 0", ("--trials 0",)),
     "evaluate output": Bad(
         "evaluate {d}/good.onnx --flip-rate 0.1 --eval {d}/eval.npz -o {d}/no/r.json", ("does not exist",)
+    ),
+    "evaluate onto the model": Bad(
+        "evaluate {d}/good.onnx --flip-rate 0.1 --eval {d}/eval.npz -o {d}/good.onnx", ("is the input model",)
     ),
     "evaluate retention": Bad("evaluate {d}/good.onnx --flip-rate 0.1 --retention 1h", ("--retention", "--device")),
     "inspect missing": Bad("inspect {d}/none.onnx", ("none.onnx",)),
