@@ -11,12 +11,12 @@ import onnx_ir as ir
 from qtaml_onnx.campaign import Campaign, Result, Variant
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.data import Dataset, input_specs, load_dataset
-from qtaml_onnx.harden import as_fault_model
+from qtaml_onnx.hardening import as_fault_model
 from qtaml_onnx.modelio import load_model
 from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.stored import stored_model
-from qtaml_onnx.verify import Check, verify_files
+from qtaml_onnx.verification import Check, verify_files
 from qtaml_onnx.weights import Inventory, find_weights
 
 __all__ = ["evaluate", "inject", "inspect", "verify"]
@@ -93,7 +93,7 @@ def inspect(model: PathLike) -> Inventory:
 
 
 def verify(hardened: PathLike, original: PathLike, *, data: Dataset | None = None, seed: int = 0) -> list[Check]:
-    """Checks a hardened model against its original and the plan beside it; see `qtaml_onnx.verify.verify_files`.
+    """Checks a hardened model against its original and the plan beside it; see `qtaml_onnx.verification.verify_files`.
 
     Raises:
         InputError: if a file cannot be read, or is no hardened model.

@@ -7,12 +7,14 @@ output, the bias b̂ = c − Ŵ·x̄ cancels that shift for the very faults that
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qtaml_onnx.graph import STANDARD_DOMAINS
 from qtaml_onnx.weights import Weight, constant_array, is_constant
 
 __all__ = ["Layer", "LayerStatistics", "extra_variance", "find_layer", "mean_response", "tap_coverage"]
@@ -120,16 +122,19 @@ def _with_third_input(weight: Weight, node: ir.Node, outputs: int, groups: int) 
     old = node.inputs[2] if len(node.inputs) > 2 else None
     if old is not None and not is_constant(old):
         return None, "the bias is computed at run time"
-    if old is not None and np.size(constant_array(old)) not in (1, outputs):
-        return None, "the bias is not one value an output channel"
+    if old is not None and (shape := constant_array(old).shape) and math.prod(shape) != 1:
+        if math.prod(shape) != outputs or shape[-1] != outputs:  # Gemm's C may be [rows, 1] as well
+            return None, "the bias is not one value an output channel"
     return _layer(weight, node, node.outputs[0], old, outputs, groups), ""
 
 
 def _matmul(weight: Weight, node: ir.Node) -> tuple[Layer | None, str]:
     uses = list(node.outputs[0].uses())
-    if len(uses) != 1 or uses[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
+    if len(uses) != 1 or node.outputs[0].is_graph_output():
         return None, "MatMul without an Add that takes a bias"
     add = uses[0].node
+    if add.op_type != "Add" or add.domain not in STANDARD_DOMAINS or add.graph is not node.graph:
+        return None, "MatMul without an Add that takes a bias"
     old = add.inputs[1 - uses[0].idx]
     if not is_constant(old) or constant_array(old).shape != (weight.shape[1],):  # type: ignore[arg-type]
         return None, "MatMul without an Add that takes a bias"
@@ -203,16 +208,23 @@ def _start_pads(
     strides: tuple[int, ...],
     dilations: tuple[int, ...],
 ) -> tuple[int, ...]:
-    """Padding at the start of each axis, explicit or by `auto_pad`."""
+    """Padding at the start of each axis, explicit, by `auto_pad`, or from the output shape that is asked for.
+
+    Where the total is odd, SAME_UPPER has the smaller half at the start; a ConvTranspose with an `output_shape` has the
+    larger one there under every other mode.
+    """
     mode = node.attributes["auto_pad"].as_string() if "auto_pad" in node.attributes else "NOTSET"
-    if mode == "NOTSET":
-        return _integers(node, "pads", (0,) * (2 * len(kernel)))[: len(kernel)]
-    if mode == "VALID":
-        return (0,) * len(kernel)
+    if "output_shape" not in node.attributes:
+        if mode == "NOTSET":
+            return _integers(node, "pads", (0,) * (2 * len(kernel)))[: len(kernel)]
+        if mode == "VALID":
+            return (0,) * len(kernel)
+    longer = _integers(node, "output_padding", (0,) * len(kernel))
     pads = []
     for axis, extent in enumerate(kernel):
         long, short = (after, before) if node.op_type == "Conv" else (before, after)
-        total = max(0, (long[axis] - 1) * strides[axis] + (extent - 1) * dilations[axis] + 1 - short[axis])
+        reach = (long[axis] - 1) * strides[axis] + longer[axis] + (extent - 1) * dilations[axis] + 1
+        total = max(0, reach - short[axis])
         pads.append(total // 2 if mode == "SAME_UPPER" else total - total // 2)
     return tuple(pads)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.harden import carry_out
+from qtaml_onnx.hardening import carry_out
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import PLAN_KEY, SourceModel, load_model
 from qtaml_onnx.passes.inject_faults import InjectFaults

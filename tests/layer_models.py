@@ -105,7 +105,6 @@ LAYERS: dict[str, LayerCase] = {
     "conv-depthwise-twice": _conv((8, 1, 3), (4, 9), bias=False, group=4, strides=[2]),
     "conv-same-upper": _conv((4, 3, 4, 3), (3, 8, 9), auto_pad="SAME_UPPER", strides=[2, 1]),
     "conv-same-lower": _conv((4, 3, 4, 3), (3, 8, 9), auto_pad="SAME_LOWER", strides=[2, 1]),
-    "conv-same-dilated": _conv((4, 3, 2, 3), (3, 8, 9), auto_pad="SAME_UPPER", dilations=[3, 2]),
     "conv-valid": _conv((4, 3, 4, 3), (3, 8, 9), auto_pad="VALID"),
     "conv-3d": _conv((3, 2, 2, 3, 2), (2, 4, 5, 4), pads=[1, 1, 0, 0, 1, 1]),
     "conv-padding-beyond": _conv((3, 2, 3), (2, 4), pads=[3, 4]),
@@ -121,6 +120,9 @@ LAYERS: dict[str, LayerCase] = {
     "transposed-same-lower": _transposed((3, 5, 4, 3), (3, 4, 5), strides=[3, 2], auto_pad="SAME_LOWER"),
     "transposed-valid": _transposed((3, 5, 4, 3), (3, 4, 5), strides=[3, 2], auto_pad="VALID"),
     "transposed-output-shape": _transposed((3, 5, 4, 3), (3, 4, 5), strides=[2, 2], output_shape=[7, 10]),
+    "transposed-output-shape-padding": _transposed(
+        (3, 5, 4, 3), (3, 4, 5), strides=[2, 2], output_shape=[8, 10], output_padding=[1, 1]
+    ),
     "transposed-output-shape-upper": _transposed(
         (3, 5, 4, 3), (3, 4, 5), strides=[2, 2], output_shape=[7, 10], auto_pad="SAME_UPPER"
     ),

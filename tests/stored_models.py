@@ -14,13 +14,13 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from qtaml_onnx.channel import FlipRates
-from qtaml_onnx.harden import carry_out
+from qtaml_onnx.hardening import carry_out
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import SourceModel
 from qtaml_onnx.plan import FaultModel, StoragePlan
 from qtaml_onnx.planner import Planner, prepare
 from qtaml_onnx.runtime import library_path
-from qtaml_onnx.verify import comparison_options
+from qtaml_onnx.verification import comparison_options
 
 Array = NDArray[Any]
 

@@ -15,12 +15,12 @@ from stored_models import float_options, optimised
 
 from qtaml_onnx.cli import main
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.harden import carry_out
+from qtaml_onnx.hardening import carry_out
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import load_model
 from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.planner import Planner, prepare
-from qtaml_onnx.verify import verify_files
+from qtaml_onnx.verification import verify_files
 
 RUNS = [name for name in CASES if name not in {"gather-bfloat16"}]
 

@@ -14,7 +14,7 @@ from qtaml_onnx.cli.show import TerminalProgress, print_warnings, summary
 from qtaml_onnx.data import input_specs, load_dataset
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.fault_model import fault_model
-from qtaml_onnx.harden import DEFAULT_METHOD, HardenOptions, HardenResult, harden_source
+from qtaml_onnx.hardening import DEFAULT_METHOD, HardenOptions, HardenResult, harden_source
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import OutputSet, check_output_path, load_model, save_model
 from qtaml_onnx.physics import parse_duration

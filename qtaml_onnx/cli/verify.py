@@ -11,7 +11,7 @@ from qtaml_onnx.cli import options as o
 from qtaml_onnx.data import input_specs, load_dataset
 from qtaml_onnx.errors import GateError
 from qtaml_onnx.modelio import load_model
-from qtaml_onnx.verify import verify_files
+from qtaml_onnx.verification import verify_files
 
 __all__ = ["verify"]
 

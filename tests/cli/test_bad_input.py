@@ -273,7 +273,7 @@ def test_an_interrupt_leaves_nothing(
         def stop(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("qtaml_onnx.harden.measure_sensitivity", stop)
+        monkeypatch.setattr("qtaml_onnx.hardening.measure_sensitivity", stop)
     args = f"harden {tmp_path}/good.onnx -o {tmp_path}/o.onnx --flip-rate 0.1 --method tac --no-html -q"
     assert main(args.split()) == 130
     assert capsys.readouterr().err == "qtaml-onnx: interrupted; nothing was written\n"

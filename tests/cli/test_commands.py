@@ -85,7 +85,7 @@ def test_emitted_faulty_model_is_the_hardened_one_with_faults(small: Path) -> No
     proto, faulty = onnx.load(small / "safe.onnx"), onnx.load(small / "faulty.onnx")
     with np.load(small / "eval.npz") as data:
         feeds = {name: data[name][:8] for name in data.files if name != "labels"}
-    from qtaml_onnx.verify import comparison_options
+    from qtaml_onnx.verification import comparison_options
 
     wanted = run(proto, feeds, comparison_options())[0]
     assert run(faulty, feeds | rates_feed(0.0), fault_options())[0].tobytes() == wanted.tobytes()

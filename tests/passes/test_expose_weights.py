@@ -12,7 +12,7 @@ from stored_models import run, source_model
 from qtaml_onnx.passes.expose_weights import ExposeWeights
 from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.passes.substitute_weights import SubstituteWeights
-from qtaml_onnx.verify import comparison_options
+from qtaml_onnx.verification import comparison_options
 from qtaml_onnx.weights import find_weights, float_weights
 
 RUNS = [name for name in CASES if "bfloat16" not in name]

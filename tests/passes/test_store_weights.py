@@ -15,7 +15,7 @@ from qtaml_onnx.errors import InputError
 from qtaml_onnx.graph import walk
 from qtaml_onnx.passes.store_weights import StoreWeights
 from qtaml_onnx.storage.tensor import decode_tensor, encode_tensor
-from qtaml_onnx.verify import comparison_options
+from qtaml_onnx.verification import comparison_options
 
 METHODS = ("none", "tac", "posterior-mean")
 ROUNDING = {"float32": 2e-6, "float64": 2e-6, "float16": 4e-3}
