@@ -56,6 +56,8 @@ from qtaml_onnx.storage.tensor import decode_tensor, encode_tensor
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 WANTED = 0.95
+HIGH_RATE = 0.1  # from which word lengths are a matter of the first round
+QUICK_ROUNDS = 2
 BUDGETS = (0.005, 0.01, 0.02, 0.05, 0.10, 0.20)
 BATCH = 50
 PERCENTILE = 99.9
@@ -247,23 +249,21 @@ def nothing(network: Network, row: Row, rate: float) -> Record:
 def overhead(network: Network, row: Row, rate: float) -> Record:
     """The smallest overhead that reaches the target, measured and predicted."""
     planner, method = network.planner(row, rate), METHODS[row.method]
-    menu = planner.menu(method)
-    sequence = menu.sequence()
-
-    def met(index: int) -> bool:
-        return network.meets(network.faulty(planner.plan(menu, sequence[index])))
-
-    low, high = 0, len(sequence) - 1
-    start = network.faulty(planner.plan(menu, sequence[0]))
-    if network.kept(start)["mean"] >= WANTED:
-        high = 0
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if met(middle) else (middle + 1, high)
-    plan = planner.plan(menu, sequence[high])
+    plan = planner.within_budget(method, 0)
+    kept = network.kept(network.faulty(plan))
+    if kept["mean"] < WANTED:
+        menu = planner.menu(method)
+        sequence = menu.sequence()
+        low, high = 1, len(sequence) - 1
+        while low < high:
+            middle = (low + high) // 2
+            met = network.meets(network.faulty(planner.plan(menu, sequence[middle])))
+            low, high = (low, middle) if met else (middle + 1, high)
+        plan = planner.plan(menu, sequence[high])
+        kept = network.kept(network.faulty(plan))
     return {
         "overhead": plan.protected_fraction,
-        "kept": network.kept(network.faulty(plan)),
+        "kept": kept,
         "ledger_there": ledger(plan),
         **prediction(network, row, planner, method, rate),
     }
@@ -275,6 +275,9 @@ def prediction(network: Network, row: Row, planner: Planner, method: Method, rat
     if sensitivity is None:
         return {}
     limit = SATURATION_LEVEL * sensitivity.output_energy
+    unprotected = planner.within_budget(method, 0).noise_energy
+    if unprotected is not None and unprotected <= limit:
+        return {"predicted_overhead": 0.0}  # no ratio; and the designs with protected planes need not be made
     own = planner.smallest_overhead(method, limit)
     uniform = planner.smallest_overhead(METHODS["uniform-msp"], limit)
     plain = network.planner(METHOD_ROWS["uniform-msp"], rate)
@@ -375,24 +378,30 @@ def parity(network: Network, _row: Row, rate: float) -> Record:
 
 
 Task = Callable[[Network, Row, float], Record]
+RESULTS = {"overhead": "overhead", "budgets": "budgets"}  # what a task adds to a row; the others add what is kept
 
 
 def tasks(rate: float) -> list[list[tuple[Task, Row]]]:
-    """What to measure at a rate, in three rounds: all networks and rates have a round before the next begins."""
-    first = [(nothing, METHOD_ROWS["channel-optimized"]), (nothing, METHOD_ROWS["tac"])]
-    first += [(overhead, METHOD_ROWS[name]) for name in ("channel-optimized", "uniform-msp", "tac")]
-    lengths = [(nothing, row) for row in LENGTHS]
-    second = [
-        *((task, METHOD_ROWS[name]) for name in ("posterior-mean", "magnitude") for task in (nothing, overhead)),
-        (nothing, METHOD_ROWS["uniform-msp"]),
-        *((nothing, row) for row in (*ABLATIONS, BASELINE)),
-        (clipped, Row(f"plain int8, clipped at the {PERCENTILE:g}th percentile", "none")),
-        (parity, Row("plain int8, parity and nulling", "none")),
-        (ranger, Row("plain int8, layer outputs in range", "none")),
+    """What to measure at a rate, in rounds: all networks and rates have a round before the next begins."""
+    main, lengths = METHOD_ROWS["channel-optimized"], [(nothing, row) for row in LENGTHS]
+    high = rate >= HIGH_RATE
+    return [
+        [(nothing, main), *(lengths if high else [])],
+        [
+            (overhead, main),
+            (nothing, METHOD_ROWS["tac"]),
+            *((overhead, METHOD_ROWS[name]) for name in ("uniform-msp", "tac")),
+        ],
+        [(nothing, row) for row in (*ABLATIONS, METHOD_ROWS["posterior-mean"], BASELINE)],
+        [
+            (clipped, Row(f"plain int8, clipped at the {PERCENTILE:g}th percentile", "none")),
+            (parity, Row("plain int8, parity and nulling", "none")),
+            (ranger, Row("plain int8, layer outputs in range", "none")),
+        ],
+        [(task, METHOD_ROWS[name]) for name in ("posterior-mean", "magnitude") for task in (nothing, overhead)],
+        [(nothing, METHOD_ROWS["uniform-msp"]), *((budgets, METHOD_ROWS[n]) for n in ("channel-optimized", "tac"))],
+        [*([] if high else lengths), *((overhead, row) for row in ABLATIONS)],
     ]
-    third = [*((budgets, METHOD_ROWS[name]) for name in ("channel-optimized", "tac"))]
-    third += [(overhead, row) for row in ABLATIONS]
-    return [[*first, *lengths], second, third] if rate >= 0.1 else [first, second, [*lengths, *third]]
 
 
 def run(arguments: argparse.Namespace) -> Record:
@@ -410,16 +419,22 @@ def run(arguments: argparse.Namespace) -> Record:
         "networks": {},
         "left_out": [],
     }
+    before = json.loads(arguments.out.read_text())["networks"] if arguments.resume else {}
     networks = {}
     for name in names:
         network = Network(SHARED / "zoo" / f"{name}.onnx", arguments.images, arguments.trials, deadline)
         networks[name] = network
-        result["networks"][name] = {"clean": network.clean, "rates": {f"{rate:g}": {} for rate in rates}}
-    for stage in range(1 if arguments.quick else 3):
+        result["networks"][name] = {
+            "clean": network.clean,
+            "rates": {f"{rate:g}": before.get(name, {}).get("rates", {}).get(f"{rate:g}", {}) for rate in rates},
+        }
+    for stage in range(QUICK_ROUNDS if arguments.quick else len(tasks(rates[0]))):
         for rate in rates:
             for name in names:
                 rows = result["networks"][name]["rates"][f"{rate:g}"]
                 for task, row in tasks(rate)[stage]:
+                    if RESULTS.get(task.__name__, "nothing") in rows.get(row.name, {}):
+                        continue
                     started = time.process_time()
                     try:
                         found = task(networks[name], row, rate)
@@ -526,6 +541,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the first round only, on 200 images with 4 trials")
     parser.add_argument("--minutes", type=float, default=math.inf, help="leave out what does not fit")
     parser.add_argument("--out", type=Path, help="write the results as JSON to this file")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that the file has already")
     parser.add_argument("--show", type=Path, nargs="+", metavar="F.json", help="print the tables of earlier runs")
     arguments = parser.parse_args()
     if arguments.show:

@@ -48,13 +48,15 @@ class InjectFaults(ir.passes.InPlacePass):
 
     @property
     def _residual_share(self) -> NDArray[np.float32]:
-        """Residual over raw rate as designed: protected planes flip at this share of the rates that are fed.
+        """What makes the rates of protected planes from those that are fed, [2, 2]: residual over raw rate as designed.
 
-        Exact at the designed rates, and 0 where they are 0; in between the true residual bends more.
+        Both directions get that share of their mean: what a code leaves is symmetric, as it stores its bits under a
+        mask. Exact at the designed rates for the plane with the largest, less on planes that flip less, and 0 where
+        nothing flips; at other rates than the designed ones the true residual bends more.
         """
         designed = self.plan.fault_model
         raw = max((a + b) / 2 for a, b in zip(designed.p01, designed.p10, strict=True))
-        return np.asarray(self.plan.residual_rate / raw if raw else 0.0, dtype=np.float32)
+        return np.full((2, 2), self.plan.residual_rate / raw / 2 if raw else 0.0, dtype=np.float32)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites in place; raises InputError if the words of a tensor are missing or the model is instrumented."""
@@ -80,7 +82,7 @@ class InjectFaults(ir.passes.InPlacePass):
             nodes = [_fault_node(tensor, value, inner_seed, inner_rates, tensor.exposed_planes, tensor.stream, names)]
             if self.plan.residual_rate and tensor.protected_planes:
                 share = add_constant(model, owner, names.fresh(f"{tensor.name}.residual_share"), self._residual_share)
-                residual = ir.node("Mul", [inner_rates, share], name=names.fresh(f"{tensor.name}.residual"))
+                residual = ir.node("MatMul", [share, inner_rates], name=names.fresh(f"{tensor.name}.residual"))
                 residual.outputs[0].name = names.fresh(f"{tensor.name}.residual_rates")
                 protected = ~tensor.exposed_planes & ((1 << tensor.bits) - 1)
                 stream = len(self.plan.tensors) + tensor.stream

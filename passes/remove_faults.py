@@ -44,9 +44,9 @@ class RemoveFaults(ir.passes.InPlacePass):
 def _remove_residual(graph: Owner, rates: ir.Value | None) -> None:
     """Removes what made the rates of protected planes from those that are fed."""
     residual = rates.producer() if rates is not None else None
-    if residual is None or residual.op_type != "Mul" or (rates is not None and rates.uses()):
+    if residual is None or residual.op_type != "MatMul" or (rates is not None and rates.uses()):
         return
-    share = residual.inputs[1]
+    share = residual.inputs[0]
     graph.remove(residual, safe=True)
     if share is not None:
         discard(share)

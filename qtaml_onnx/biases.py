@@ -20,7 +20,8 @@ def bias_plan(layer: Layer, statistics: LayerStatistics, weights: NDArray[np.flo
         statistics: Its calibration.
         weights: Its clean weights, in the operator's layout.
     """
-    mean = statistics.mean_input.astype(np.float16)
+    with np.errstate(over="ignore"):  # an infinite mean is refused below
+        mean = statistics.mean_input.astype(np.float16)
     if not np.isfinite(mean).all():
         return None
     kernel = statistics.coverage.shape

@@ -82,9 +82,11 @@ def calibrate_layers(
         except Exception as error:  # onnxruntime raises types of its own, without a common base
             raise InputError(f"the model does not run on {data.source}: {str(error).splitlines()[0][:200]}") from error
         values |= {name: feed[name] for name in wanted if name in feed}
+        fed = None if data.one_by_one else len(next(iter(feed.values())))
         for (name, axis), moment in moments.items():
             array = np.asarray(values[name])
-            moment.add(array[:count] if len(array) > count else array, axis)
+            filled_up = len(array) == fed and count < len(array)  # a fixed batch whose last samples are repeats
+            moment.add(array[:count] if filled_up else array, axis)
         progress()
     result = {}
     for layer in layers:

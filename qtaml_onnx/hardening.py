@@ -167,6 +167,7 @@ def harden(
     chosen = HardenOptions(**options)  # type: ignore[arg-type]
     chosen.check(evaluation is not None)
     source = load_model(model)
+    source.check_plain()
     specs = input_specs(source.model)
     read = {
         option: load_dataset(Path(data), specs, option) if data is not None and not isinstance(data, Dataset) else data
@@ -270,15 +271,17 @@ def _probe(
     progress: Progress,
     warnings: list[str],
 ) -> None:
-    data = calibration.head(_CALIBRATION_SAMPLES) if calibration is not None else None
-    if data is None:
-        data = synthetic_dataset(input_specs(planner.source.model), _SYNTHETIC_SAMPLES, seed)
+    if calibration is None:
         warnings.append(
             "no calibration data: sensitivity was measured on synthetic inputs, which may misjudge the tensors; "
             "give --calibration FILE.npz"
         )
     with progress.steps("probe sensitivity", PROBES * len(planner.tensors)) as step:
         try:
+            if calibration is not None:
+                data = calibration.head(_CALIBRATION_SAMPLES)
+            else:
+                data = synthetic_dataset(input_specs(planner.source.model), _SYNTHETIC_SAMPLES, seed, runs=PROBES)
             sensitivity = measure_sensitivity(
                 planner.source.model,
                 planner.probe_weights(method),
@@ -388,9 +391,10 @@ def _evaluate(
     hardened, faulty = carry_out(planner.source, plan)
     results.append(campaign.measure_fixed(Variant("hardened", ir.to_proto(hardened))))
     with progress.steps("Monte-Carlo trials", 2 * len(sweep) * campaign.trials) as step:
-        for name, model in (("unprotected", unprotected), ("hardened", faulty)):
+        for name, model, planes in (("unprotected", unprotected, plain.planes), ("hardened", faulty, plan.planes)):
             variant = Variant(name, ir.to_proto(model))
-            results += campaign.measure_faulty(variant, sweep, progress=step)
+            seen = [rates.truncated(planes) for rates in sweep]  # what its words see, if the rates differ by plane
+            results += campaign.measure_faulty(variant, seen, progress=step)
     return results
 
 

@@ -122,10 +122,14 @@ def _with_third_input(weight: Weight, node: ir.Node, outputs: int, groups: int) 
     old = node.inputs[2] if len(node.inputs) > 2 else None
     if old is not None and not is_constant(old):
         return None, "the bias is computed at run time"
-    if old is not None and (shape := constant_array(old).shape) and math.prod(shape) != 1:
-        if math.prod(shape) != outputs or shape[-1] != outputs:  # Gemm's C may be [rows, 1] as well
-            return None, "the bias is not one value an output channel"
+    if old is not None and not _one_a_channel(constant_array(old).shape, outputs):
+        return None, "the bias is not one value an output channel"
     return _layer(weight, node, node.outputs[0], old, outputs, groups), ""
+
+
+def _one_a_channel(shape: tuple[int, ...], outputs: int) -> bool:
+    """Whether a bias of that shape is one value for all outputs or one for each; Gemm's C may be [rows, 1] as well."""
+    return math.prod(shape) == 1 or (math.prod(shape) == outputs and shape[-1] == outputs)
 
 
 def _matmul(weight: Weight, node: ir.Node) -> tuple[Layer | None, str]:

@@ -148,7 +148,8 @@ class Planner:
         raw = max((a + b) / 2 for a, b in zip(self.rates.p01, self.rates.p10, strict=True))
         self.input_scales = input_scales
         self.protection: Protection = scheme(protection, rate=raw)
-        self.residual = self.protection.residual(raw)
+        ideal = self.protection.name == "ideal"  # whatever the raw rate; codes are defined up to 1/2
+        self.residual = 0.0 if ideal else self.protection.residual(raw)
         self.tensors = [gather(weight, per_tensor_scales) for weight in inventory.weights]
         self.layers: dict[str, Layer] = {}
         self.statistics: dict[str, LayerStatistics] = {}
@@ -263,10 +264,11 @@ class Planner:
                 "--bits-per-weight needs flip rates that are the same on all planes, as word lengths differ; "
                 "give --flip-rate, or one length with --bits"
             )
-        books, choices = self.books(method), []
-        for tensor, weight in zip(self.tensors, self._weighting(method), strict=True):
+        for tensor in self.tensors:
             if tensor.fixed is not None:
                 raise InputError(f"'{tensor.name}' has words already; --bits-per-weight needs float weights")
+        books, choices = self.books(method), []
+        for tensor, weight in zip(self.tensors, self._weighting(method), strict=True):
             size, signal = tensor.weight.size, weight * _mean_square(self.normalised(method, tensor))
             options = []
             for bits in range(1, min(longest, self.rates.bits) + 1):

@@ -73,8 +73,9 @@ def evaluate(
     """
     o.set_verbosity(verbose, quiet)
     for path in (output, plot):
-        for source in models if path is not None else ():
-            check_output_path(path, source)
+        if path is not None:
+            for source in models:
+                check_output_path(path, source)
     kind = _picture_kind(plot, output)
     conditions = _conditions(flip_rate, p01, p10, plane_rates, device, retention)
     stored = [stored_model(path, _NO_FAULTS, bits=bits, per_tensor_scales=per_tensor_scales) for path in models]
