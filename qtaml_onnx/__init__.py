@@ -14,7 +14,8 @@ from qtaml_onnx.errors import GateError, InputError, QtamlError
 if TYPE_CHECKING:
     from qtaml_onnx.api import evaluate, inject, inspect, verify
     from qtaml_onnx.channel import FlipRates
-    from qtaml_onnx.hardening import HardenOptions, HardenResult, harden
+    from qtaml_onnx.hardening import HardenResult, harden
+    from qtaml_onnx.options import HardenOptions
     from qtaml_onnx.plan import FaultModel, StoragePlan
 
 __version__ = version("qtaml-onnx")
@@ -39,7 +40,7 @@ __all__ = [
 _HOMES = {
     "FaultModel": "plan",
     "FlipRates": "channel",
-    "HardenOptions": "hardening",
+    "HardenOptions": "options",
     "HardenResult": "hardening",
     "StoragePlan": "plan",
     "evaluate": "api",

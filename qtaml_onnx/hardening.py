@@ -16,8 +16,9 @@ from qtaml_onnx.campaign import Campaign, Result, Variant
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.data import Dataset, input_specs, load_dataset, synthetic_dataset
 from qtaml_onnx.errors import GateError, InputError
-from qtaml_onnx.methods import METHODS, Method, method_named
+from qtaml_onnx.methods import METHODS, Method
 from qtaml_onnx.modelio import SourceModel, load_model
+from qtaml_onnx.options import HardenOptions
 from qtaml_onnx.passes.correct_bias import CorrectBias
 from qtaml_onnx.passes.inject_faults import InjectFaults
 from qtaml_onnx.passes.store_weights import StoreWeights
@@ -30,84 +31,12 @@ from qtaml_onnx.sensitivity import measure_sensitivity
 
 __all__ = ["HardenOptions", "HardenResult", "harden", "harden_source"]
 
-DEFAULT_METHOD = "channel-optimized"
 PROBES = 3
 _CALIBRATION_SAMPLES = 128
 _STATISTICS_SAMPLES = 1024
 _SYNTHETIC_SAMPLES = 8
 _SEARCH_SAMPLES = 1000
 """Samples that a search for the smallest budget looks at; the final figures use all."""
-
-
-@dataclass(frozen=True)
-class HardenOptions:
-    """How to harden.
-
-    Attributes:
-        method: See `qtaml_onnx.methods.METHODS`.
-        bits: Word length of float weights.
-        bits_per_weight: Instead of one word length: most stored bits a weight, all in, shared out over the tensors.
-        protection: Scheme of protected planes, see `qtaml_onnx.protection.scheme`.
-        budget: Most protected bits, as a fraction of all weight bits.
-        target: Instead of a budget: the share of the clean metric to keep at the smallest budget; needs evaluation
-            data.
-        per_tensor_scales: One scale a tensor in place of one an output channel.
-        bias_correction: Whether layers get self-correcting biases, where the method has them and calibration data are
-            given.
-        input_scales: Whether inputs of a layer get scales of their own, likewise.
-        include: Patterns of weights to harden; all if empty.
-        exclude: Patterns of weights to leave alone.
-        trials: Trials a rate when evaluating.
-        seed: Of probes, synthetic inputs and trials.
-        workers: Processes of the campaign.
-        confidence: Of the intervals.
-        off_design: Whether the hardened model is also measured at half and at twice the designed rates.
-        fail_under: Share of the clean metric below which `HardenResult.gate` fails.
-    """
-
-    method: str = DEFAULT_METHOD
-    bits: int = 8
-    bits_per_weight: float | None = None
-    protection: str = "ideal"
-    budget: float = 0.0
-    target: float | None = None
-    per_tensor_scales: bool = False
-    bias_correction: bool = True
-    input_scales: bool = True
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    trials: int = 20
-    seed: int = 0
-    workers: int = 1
-    confidence: float = 0.95
-    off_design: bool = False
-    fail_under: float | None = None
-
-    def check(self, has_evaluation: bool) -> Method:
-        """The method; raises InputError for options out of range or that do not go together."""
-        method = method_named(self.method)
-        if not 0 <= self.budget <= 1:
-            raise InputError(f"--budget {self.budget:g} is not a fraction; give one from 0 to 1")
-        for name, value in (("--target", self.target), ("--fail-under", self.fail_under)):
-            if value is None:
-                continue
-            if not 0 < value <= 1:
-                raise InputError(f"{name} {value:g} is not a share of the clean metric; give one above 0 and up to 1")
-            if not has_evaluation:
-                raise InputError(f"{name} needs data to measure on; add --eval FILE.npz")
-        if self.target is not None and self.trials < 2:
-            raise InputError("--target compares intervals, which one trial does not have; give --trials 2 or more")
-        if self.target is not None and self.budget:
-            raise InputError("--budget and --target exclude each other; give one")
-        longest = LONGEST_WORD if method.code == "channel-optimized" else 8
-        if not 2 <= self.bits <= longest:
-            raise InputError(f"--bits {self.bits} is out of range; {method.name} stores words of 2 to {longest} bits")
-        if self.bits_per_weight is not None:
-            if not 1 <= self.bits_per_weight <= 64:
-                raise InputError(f"--bits-per-weight {self.bits_per_weight:g} is out of range; give 1 to 64")
-            if self.target is not None or self.budget:
-                raise InputError("--bits-per-weight excludes --budget and --target; give one")
-        return method
 
 
 @dataclass(frozen=True)
@@ -224,16 +153,18 @@ def harden_source(
     if original is None or evaluation is None:
         plan = _design(planner, method, options, progress)
         campaign = None
+        comparison = []
     else:
         campaign = _campaign(evaluation, options)
         plan = _choose(planner, method, original, evaluation, options, progress)
         results = _evaluate(planner, plan, original, campaign, options.off_design, progress)
+        comparison = _compare(planner, plan, campaign, progress) if options.compare else []
     hardened, faulty = carry_out(source, plan)
     return HardenResult(
         hardened,
         faulty,
         plan,
-        build_report(source, planner, method, plan, campaign, results, warnings, command),
+        build_report(source, planner, method, plan, campaign, results, comparison, warnings, command),
         options.fail_under,
     )
 
@@ -396,6 +327,20 @@ def _evaluate(
             seen = [rates.truncated(planes) for rates in sweep]  # what its words see, if the rates differ by plane
             results += campaign.measure_faulty(variant, seen, progress=step)
     return results
+
+
+def _compare(
+    planner: Planner, plan: StoragePlan, campaign: Campaign, progress: Progress
+) -> list[tuple[StoragePlan, Result]]:
+    """The other methods with at most the plan's protected bits, under the designed rates and on the same seeds."""
+    others = [method for method in METHODS.values() if method.name != plan.method and method.weighting != "none"]
+    measured = []
+    with progress.steps("compare methods", len(others) * campaign.trials) as step:
+        for method in others:
+            other = planner.within_budget(method, plan.protected_fraction)
+            variant = Variant(method.name, ir.to_proto(carry_out(planner.source, other)[1]))
+            measured.append((other, campaign.measure_faulty(variant, [planner.rates], progress=step)[0]))
+    return measured
 
 
 def _doubled(rates: Sequence[float]) -> tuple[float, ...]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qtaml_onnx.allocation import Option, best_within, greedy_sequence, uniform_sequence
+from qtaml_onnx.allocation import Allocation
 from qtaml_onnx.biases import bias_plan, restored_deviation
 from qtaml_onnx.codebooks import CodeBooks, restored_gain
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.forms import floats, read_out_form
 from qtaml_onnx.layers import Layer, LayerStatistics, extra_variance, find_layer
+from qtaml_onnx.menu import Choice, Menu
 from qtaml_onnx.methods import Design, Method
 from qtaml_onnx.modelio import SourceModel
 from qtaml_onnx.passes.fold_weights import FoldWeights
@@ -31,66 +31,8 @@ __all__ = ["Allocation", "Menu", "Planner", "prepare"]
 LONGEST_WORD = 12
 
 _TABLE_SHARE = 0.03
-_FITTING = 12
-
-Allocation = tuple[int, ...]
-"""For each tensor the index of its choice."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One thing that can be done with a tensor.
-
-    Attributes:
-        bits: Word length.
-        protected: Number of protected planes.
-        cost: What is counted against the budget: protected bits, or all stored bits.
-        energy: Predicted output noise energy.
-        design: The design, where it was made for this tensor; None where a shared code book serves.
-    """
-
-    bits: int
-    protected: int
-    cost: int
-    energy: float
-    design: Design | None = None
-
-
-@dataclass(frozen=True)
-class Menu:
-    """The choices of every tensor under one method.
-
-    Attributes:
-        method: The method.
-        choices: For each tensor.
-    """
-
-    method: Method
-    choices: list[list[Choice]]
-
-    @property
-    def _options(self) -> list[list[Option]]:
-        return [[Option(choice.cost, choice.energy) for choice in choices] for choices in self.choices]
-
-    def sequence(self) -> list[Allocation]:
-        """Allocations of growing cost, from the cheapest to the one with the least noise."""
-        uniform = self.method.weighting == "uniform"
-        return uniform_sequence(self._options) if uniform else greedy_sequence(self._options)
-
-    def within(self, cost: float) -> Allocation:
-        """The allocation of at most that cost; the cheapest if none is."""
-        if self.method.weighting != "uniform":
-            return best_within(self._options, cost)
-        affordable = [a for a in self.sequence() if self.cost(a) <= cost]
-        return affordable[-1] if affordable else self.sequence()[0]
-
-    def cost(self, allocation: Allocation) -> int:
-        """Total cost of an allocation."""
-        return sum(choices[i].cost for choices, i in zip(self.choices, allocation, strict=True))
-
-    def energy(self, allocation: Allocation) -> float:
-        """Predicted output noise energy of an allocation."""
-        return sum(choices[i].energy for choices, i in zip(self.choices, allocation, strict=True))
+_REFINEMENTS = 5
+_LEAST_STEP = 1e-3
 
 
 def prepare(source: SourceModel, include: list[str] | None = None, exclude: list[str] | None = None) -> Inventory:
@@ -314,19 +256,31 @@ class Planner:
         """
         total = bits_per_weight * self.weights
         menu = self.word_length_menu(method, progress, longest=_longest_word(total))
-        room = total
-        for _attempt in range(
-            _FITTING
-        ):  # metadata depend on the word lengths chosen: take off what they turn out to be
-            plan = self.plan(menu, menu.within(room))
-            used = plan.weight_bits + plan.parity_bits + plan.metadata_bits
-            if used <= total:
-                return plan
-            room -= used - total
-        raise InputError(
-            f"--bits-per-weight {bits_per_weight:g} is too little: the shortest words and their metadata take "
-            f"{used / self.weights:.3f}"
-        )
+        least = menu.cost(menu.within(0))
+        room = high = total
+        # Metadata depend on the word lengths chosen: take off what they turn out to be, until all fits.
+        while (excess := self._stored(plan := self.plan(menu, menu.within(room))) - total) > 0:
+            high = menu.cost(menu.within(room))
+            if high == least:
+                raise InputError(
+                    f"--bits-per-weight {bits_per_weight:g} is too little: the shortest words and their metadata take "
+                    f"{(total + excess) / self.weights:.3f}"
+                )
+            room = high - excess
+        for _attempt in range(_REFINEMENTS):  # that was perhaps too much: fewer lengths have fewer tables
+            middle = (room + high) / 2
+            if menu.within(middle) != menu.within(room):
+                larger = self.plan(menu, menu.within(middle))
+                if self._stored(larger) > total:
+                    high = middle
+                    continue
+                plan = larger
+            room = middle
+        return plan
+
+    @staticmethod
+    def _stored(plan: StoragePlan) -> int:
+        return plan.weight_bits + plan.parity_bits + plan.metadata_bits
 
     def smallest_overhead(self, method: Method, energy: float) -> float | None:
         """The smallest protected fraction whose predicted output noise energy is at most `energy`; None if none is."""

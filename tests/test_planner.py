@@ -133,7 +133,7 @@ def test_bits_a_weight_are_kept_all_in(protection: str) -> None:
     """Words, parity and metadata over the number of weights; more bits never predict more noise."""
     planner = planner_for(network(32), 0.05, CODED, protection=protection)
     before = np.inf
-    for wanted in (2.6, 3.0, 4.0, 5.0, 6.5, 9.0, 12.0):
+    for wanted in (2.6, 3.0, 4.1, 4.5, 5.9, 6.4, 7.4, 9.0, 12.0):
         plan = planner.within_bits(CODED, wanted)
         used = plan.weight_bits + plan.parity_bits + plan.metadata_bits
         assert used <= wanted * planner.weights

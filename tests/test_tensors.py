@@ -18,11 +18,13 @@ from qtaml_onnx.calibrate import calibrate_layers
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.data import Dataset
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.forms import read_out_form
 from qtaml_onnx.hardening import carry_out
 from qtaml_onnx.layers import find_layer
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.planner import Planner, prepare
+from qtaml_onnx.storage import design_readout, uniform_code, word_sums
 from qtaml_onnx.storage.tensor import decode_tensor, encode_tensor, normalise
 from qtaml_onnx.tensors import HALF_RANGE, TensorData, gather
 from qtaml_onnx.weights import find_weights
@@ -198,3 +200,48 @@ def test_words_without_faults_give_the_weights_back() -> None:
     weights = planner.tensors[0].values
     decoded = decode_tensor(tensor, encode_tensor(tensor, weights))
     assert 10 * np.log10(np.sum((decoded - weights) ** 2) / np.sum(weights**2)) <= -43.3
+
+
+def test_affine_form_is_the_table_and_tables_are_halves_up_to_ten_bits() -> None:
+    """Two's complement read bitwise: one scale and one offset give the table to float32; else the table is stored."""
+    tensor = linear(normal(40, 30, seed=1))
+    scaling = tensor.scaling("peak")
+    x = normalise(tensor.values, scaling.factors(2))
+    rates = FlipRates.asymmetric(0.02, 0.07, 12)
+    for bits, form, words_type in ((8, "affine", "INT8"), (5, "table", "UINT8"), (9, "table", "UINT16")):
+        code = uniform_code("twos-complement", bits)
+        readout = design_readout("bitwise-affine", code, rates.truncated(bits), word_sums(code, x))
+        found = read_out_form(tensor, code, readout, scaling)
+        assert (found.form, found.words_type) == (form, words_type)
+        if found.form == "affine":
+            words = np.arange(256, dtype=np.uint8)
+            value = (words.view(np.int8).astype(np.float64) - found.offset) * float(found.scales[0])
+            wanted = readout.table * float(scaling.rows[0])
+            np.testing.assert_allclose(value, wanted, rtol=0, atol=2e-7 * np.abs(wanted).max())
+            assert found.offset == pytest.approx(-0.02, rel=1e-5)  # the drift of two's complement is −p01
+            assert found.scales[0] == pytest.approx(scaling.rows[0] / 127 / (1 - 0.09), rel=1e-6)
+        else:
+            np.testing.assert_array_equal(found.table, readout.table.astype(np.float16))
+    code = uniform_code("twos-complement", 8)
+    posterior = design_readout("posterior-mean", code, rates.truncated(8), word_sums(code, x))
+    assert read_out_form(tensor, code, posterior, scaling).form == "table"  # no line
+
+
+def test_integer_tables_fill_their_range() -> None:
+    """A quantised weight's read-out in integers of its own type, the largest at 127, within half an integer."""
+    for name, dtype, zero in (("int8-zero-point", np.int8, 0), ("uint8-channels", np.uint8, 128)):
+        tensor = data_of(CASES[name]().model)
+        assert tensor.fixed is not None
+        scaling = tensor.scaling("peak")
+        x = normalise(tensor.values, scaling.factors(tensor.values.ndim))
+        readout = design_readout("posterior-mean", tensor.fixed, FlipRates.uniform(0.1, 8), word_sums(tensor.fixed, x))
+        form = read_out_form(tensor, tensor.fixed, readout, scaling)
+        assert (form.form, form.words_type, form.zero_point) == ("integer-table", "UINT8", zero)
+        assert form.table is not None
+        table = np.asarray(form.table)
+        assert np.array_equal(table, table.astype(dtype))
+        assert np.abs(table - zero).max() == HALF_RANGE
+        step = float(form.scales[0]) / float(scaling.rows[0])
+        np.testing.assert_allclose((table - zero) * step, readout.table, rtol=0, atol=0.5001 * step)
+        plain = design_readout("plain", tensor.fixed, FlipRates.uniform(0.1, 8), word_sums(tensor.fixed, x))
+        assert read_out_form(tensor, tensor.fixed, plain, scaling).form == "dequantize"

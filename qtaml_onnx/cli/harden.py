@@ -14,9 +14,10 @@ from qtaml_onnx.cli.show import TerminalProgress, print_warnings, summary
 from qtaml_onnx.data import input_specs, load_dataset
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.fault_model import fault_model
-from qtaml_onnx.hardening import DEFAULT_METHOD, HardenOptions, HardenResult, harden_source
+from qtaml_onnx.hardening import HardenResult, harden_source
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import OutputSet, check_output_path, load_model, save_model
+from qtaml_onnx.options import DEFAULT_METHOD, HardenOptions
 from qtaml_onnx.physics import parse_duration
 from qtaml_onnx.report import Report, render_html
 from qtaml_onnx.report.schema import Output
@@ -71,6 +72,9 @@ def harden(
     fail_under: Annotated[
         float | None, typer.Option("--fail-under", help="Exit 1 if less than this share of clean is kept.")
     ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also measure the other methods, with no more protected bits.")
+    ] = False,
     off_design: Annotated[
         bool,
         typer.Option("--off-design", help="Also measure at half and twice the designed rates; implied by --margin."),
@@ -120,6 +124,7 @@ def harden(
         seed=seed,
         workers=workers,
         confidence=confidence,
+        compare=compare,
         off_design=off_design or margin != 1.0,
         fail_under=fail_under,
     )

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from qtaml_onnx.report.schema import EvaluationResult, Report
+from qtaml_onnx.report.schema import Evaluation, EvaluationResult, Report
 
-__all__ = ["TerminalProgress", "console", "print_warnings", "results_table", "summary"]
+__all__ = ["TerminalProgress", "comparison_table", "console", "print_warnings", "results_table", "summary"]
 
 _PATIENCE = 2.0
 """Seconds of work before a progress bar appears."""
@@ -101,6 +101,23 @@ def results_table(results: list[EvaluationResult], metric: str, confidence: floa
     return table
 
 
+def comparison_table(evaluation: Evaluation) -> Table:
+    """The other methods, with no more protected bits than the hardened model."""
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("other methods")
+    for title in (evaluation.metric, f"{evaluation.confidence:.0%} interval", "protected", "bits a weight"):
+        table.add_column(title, justify="right")
+    for other in evaluation.comparison:
+        table.add_row(
+            other.method,
+            f"{other.mean:.4f}",
+            f"{other.ci_low:.4f} – {other.ci_high:.4f}",
+            f"{other.protected_fraction:.2%}",
+            f"{other.bits_per_weight:.3f}",
+        )
+    return table
+
+
 def summary(report: Report) -> None:
     """The result of a hardening on stdout: what was measured, and what it costs."""
     out = console()
@@ -109,6 +126,8 @@ def summary(report: Report) -> None:
         evaluation = report.evaluation
         out.print(results_table(evaluation.results, evaluation.metric, evaluation.confidence))
         out.print(f"{evaluation.samples} samples of {evaluation.data}, seed {evaluation.seed}")
+        if evaluation.comparison:
+            out.print(comparison_table(evaluation))
     protected = f"{storage.protected_fraction:.2%}" if storage.protected_bits else "none"
     out.print(
         f"method {report.method}: {len(report.tensors)} tensors, {storage.weights} weights, "

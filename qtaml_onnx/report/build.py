@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from qtaml_onnx.report.schema import (
     EvaluationResult,
     FaultModelSection,
     LeftOutSection,
+    MethodResult,
     Prediction,
     Report,
     Source,
@@ -45,6 +47,7 @@ def build_report(
     plan: StoragePlan,
     campaign: Campaign | None,
     results: list[Result],
+    comparison: list[tuple[StoragePlan, Result]],
     warnings: list[str],
     command: str | None,
 ) -> Report:
@@ -72,7 +75,7 @@ def build_report(
         tensors=[_tensor(tensor) for tensor in plan.tensors],
         left_out=[LeftOutSection(name=item.name, reason=item.reason) for item in plan.left_out],
         prediction=_prediction(planner, method, plan),
-        evaluation=evaluation_section(campaign, results) if campaign is not None else None,
+        evaluation=evaluation_section(campaign, results, comparison) if campaign is not None else None,
         environment=environment(),
         warnings=warnings,
     )
@@ -130,8 +133,16 @@ def _prediction(planner: Planner, method: Method, plan: StoragePlan) -> Predicti
     )
 
 
-def evaluation_section(campaign: Campaign, results: list[Result]) -> Evaluation:
-    """What a campaign measured."""
+def evaluation_section(
+    campaign: Campaign, results: list[Result], comparison: Sequence[tuple[StoragePlan, Result]] = ()
+) -> Evaluation:
+    """What a campaign measured.
+
+    Args:
+        campaign: Gives the metric, the data and the conditions.
+        results: Of the variants.
+        comparison: Of other methods, each with its plan.
+    """
     metric = campaign.metric
     return Evaluation(
         metric=metric.name if metric is not None else "",
@@ -154,6 +165,18 @@ def evaluation_section(campaign: Campaign, results: list[Result]) -> Evaluation:
                 }
             )
             for result in results
+        ],
+        comparison=[
+            MethodResult(
+                method=plan.method,
+                protected_fraction=plan.protected_fraction,
+                bits_per_weight=storage_section(plan).bits_per_weight,
+                mean=result.interval.mean,
+                ci_low=result.interval.low,
+                ci_high=result.interval.high,
+                trials=len(result.values),
+            )
+            for plan, result in comparison
         ],
     )
 

@@ -14,6 +14,7 @@ __all__ = [
     "Environment",
     "Evaluation",
     "EvaluationResult",
+    "MethodResult",
     "Report",
     "json_schema",
     "read_report",
@@ -124,6 +125,18 @@ class EvaluationResult(_Section):
     label: str | None = Field(None, description="where the rate came from, such as a retention time")
 
 
+class MethodResult(_Section):
+    """The metric of another method at the designed rates with no more protected bits, on the same seeds."""
+
+    method: str
+    protected_fraction: float
+    bits_per_weight: float
+    mean: float
+    ci_low: float
+    ci_high: float
+    trials: int
+
+
 class Evaluation(_Section):
     """What was measured, on what."""
 
@@ -134,6 +147,7 @@ class Evaluation(_Section):
     seed: int
     confidence: float
     results: list[EvaluationResult]
+    comparison: list[MethodResult] = Field(default_factory=list, description="filled by --compare")
 
 
 class Environment(_Section):

@@ -1,0 +1,91 @@
+"""What can be asked of `harden`, and which of it goes together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qtaml_onnx.errors import InputError
+from qtaml_onnx.methods import Method, method_named
+from qtaml_onnx.planner import LONGEST_WORD
+
+__all__ = ["DEFAULT_METHOD", "HardenOptions"]
+
+DEFAULT_METHOD = "channel-optimized"
+
+
+@dataclass(frozen=True)
+class HardenOptions:
+    """How to harden.
+
+    Attributes:
+        method: See `qtaml_onnx.methods.METHODS`.
+        bits: Word length of float weights.
+        bits_per_weight: Instead of one word length: most stored bits a weight, all in, shared out over the tensors.
+        protection: Scheme of protected planes, see `qtaml_onnx.protection.scheme`.
+        budget: Most protected bits, as a fraction of all weight bits.
+        target: Instead of a budget: the share of the clean metric to keep at the smallest budget; needs evaluation
+            data.
+        per_tensor_scales: One scale a tensor in place of one an output channel.
+        bias_correction: Whether layers get self-correcting biases, where the method has them and calibration data are
+            given.
+        input_scales: Whether inputs of a layer get scales of their own, likewise.
+        include: Patterns of weights to harden; all if empty.
+        exclude: Patterns of weights to leave alone.
+        trials: Trials a rate when evaluating.
+        seed: Of probes, synthetic inputs and trials.
+        workers: Processes of the campaign.
+        confidence: Of the intervals.
+        compare: Whether the other methods are measured as well, with no more protected bits.
+        off_design: Whether the hardened model is also measured at half and at twice the designed rates.
+        fail_under: Share of the clean metric below which `HardenResult.gate` fails.
+    """
+
+    method: str = DEFAULT_METHOD
+    bits: int = 8
+    bits_per_weight: float | None = None
+    protection: str = "ideal"
+    budget: float = 0.0
+    target: float | None = None
+    per_tensor_scales: bool = False
+    bias_correction: bool = True
+    input_scales: bool = True
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    trials: int = 20
+    seed: int = 0
+    workers: int = 1
+    confidence: float = 0.95
+    compare: bool = False
+    off_design: bool = False
+    fail_under: float | None = None
+
+    def check(self, has_evaluation: bool) -> Method:
+        """The method; raises InputError for options out of range or that do not go together."""
+        method = method_named(self.method)
+        if not 0 <= self.budget <= 1:
+            raise InputError(f"--budget {self.budget:g} is not a fraction; give one from 0 to 1")
+        for name, value in (("--target", self.target), ("--fail-under", self.fail_under)):
+            if value is None:
+                continue
+            if not 0 < value <= 1:
+                raise InputError(f"{name} {value:g} is not a share of the clean metric; give one above 0 and up to 1")
+            if not has_evaluation:
+                raise InputError(f"{name} needs data to measure on; add --eval FILE.npz")
+        if self.target is not None and self.trials < 2:
+            raise InputError("--target compares intervals, which one trial does not have; give --trials 2 or more")
+        if self.target is not None and self.budget:
+            raise InputError("--budget and --target exclude each other; give one")
+        longest = LONGEST_WORD if method.code == "channel-optimized" else 8
+        if not 2 <= self.bits <= longest:
+            raise InputError(f"--bits {self.bits} is out of range; {method.name} stores words of 2 to {longest} bits")
+        if self.bits_per_weight is not None:
+            if not 1 <= self.bits_per_weight <= 64:
+                raise InputError(f"--bits-per-weight {self.bits_per_weight:g} is out of range; give 1 to 64")
+            if self.target is not None or self.budget:
+                raise InputError("--bits-per-weight excludes --budget and --target; give one")
+        if self.compare and not has_evaluation:
+            raise InputError("--compare needs data to measure on; add --eval FILE.npz")
+        if self.compare and self.bits_per_weight is not None:
+            raise InputError("--compare needs one word length for all methods; leave out --bits-per-weight")
+        return method
