@@ -8,7 +8,7 @@ SOURCES := $(shell find qtaml_onnx passes custom_ops -type f ! -path '*/__pycach
 DIGITS := examples/digits
 DEMO_RATE := 0.05
 
-.PHONY: demo test test-all lint format bench wheel clean
+.PHONY: demo test test-slow test-all lint format bench wheel clean
 
 demo: $(STAMP)
 	@mkdir -p out
@@ -18,6 +18,9 @@ demo: $(STAMP)
 
 test: $(VENV)/.test
 	$(BIN)/pytest -m "not slow"
+
+test-slow: $(VENV)/.test
+	$(BIN)/pytest -m slow
 
 test-all: $(VENV)/.test
 	$(BIN)/pytest
