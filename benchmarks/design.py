@@ -1,6 +1,6 @@
 """Time and memory to design the channel-optimised codes of a 25-million-weight model, and what the codes are worth.
 
-    OMP_NUM_THREADS=1 python benchmarks/design.py [--rate 0.10] [--bits 8] [--json design.json]
+    OMP_NUM_THREADS=1 python benchmarks/design.py [--rate 0.10] [--bits 8] [--out design.json]
 
 The model is the weight tensors of ResNet-50 (54 of them, 25.5 million weights), filled with random numbers: Gaussian,
 Laplacian and Student's t by turns. Timed, in seconds of processor time: the design of each tensor's code and read-out
@@ -104,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rate", type=float, default=0.10)
     parser.add_argument("--bits", type=int, default=8)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path, help="write the rows as JSON to this file")
     options = parser.parse_args()
     timing = time_model(options.rate, options.bits)
     total = timing["design_seconds"] + timing["encode_seconds"]
@@ -122,8 +122,8 @@ def main() -> None:
             f"  {row['rate']:<6g} {row['affine']:>14.2f} {row['posterior_mean']:>15.2f} {row['alternation']:>12.2f}"
             f" {row['channel_optimized']:>18.2f} {row['words_used']:>11} {row['bound']:>7.2f}"
         )
-    if options.json:
-        options.json.write_text(json.dumps({"timing": timing, "codes": codes}, indent=2) + "\n")
+    if options.out:
+        options.out.write_text(json.dumps({"timing": timing, "codes": codes}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
