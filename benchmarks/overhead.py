@@ -39,6 +39,7 @@ from qtaml_onnx.campaign.metrics import Metric
 from qtaml_onnx.campaign.statistics import t_interval
 from qtaml_onnx.campaign.trials import run_first_output
 from qtaml_onnx.data import input_specs, load_dataset
+from qtaml_onnx.deviations import DeviationRestorer
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.fault_inject import fault_inject
 from qtaml_onnx.hardening import PROBES, carry_out
@@ -118,6 +119,7 @@ class Network:
         self._sensitivity: dict[tuple[str, bool, bool], Sensitivity] = {}
         self._planners: dict[tuple[float, str, bool, bool, str], Planner] = {}
         self._values: dict[str, list[float]] = {}
+        self._restorer: DeviationRestorer | None = None
 
     def planner(self, row: Row, rate: float) -> Planner:
         """What `harden` prepares for a row: calibration, probes."""
@@ -153,9 +155,20 @@ class Network:
             self._statistics = calibrate_layers(self.source.model, list(planner.layers.values()), data, batch_size=64)
         return self._statistics
 
+    def restored(self, plan: StoragePlan) -> StoragePlan:
+        """The plan as `harden` finishes it."""
+        layers = {name: layer for made in self._planners.values() for name, layer in made.layers.items()}
+        if not layers or all(tensor.bias is None for tensor in plan.tensors):
+            return plan
+        if self._restorer is None:
+            self._restorer = DeviationRestorer(
+                self.source.model, lambda plan: carry_out(self.source, plan)[1], layers, self.calibration
+            )
+        return self._restorer(plan)
+
     def faulty(self, plan: StoragePlan) -> Callable[[], Trial]:
         """Trials of a plan's instrumented model. Plans that make the same model share them."""
-        proto = ir.to_proto(carry_out(self.source, plan)[1])
+        proto = ir.to_proto(carry_out(self.source, self.restored(plan))[1])
         return self.instrumented(proto, max(plan.fault_model.p01))
 
     def instrumented(self, proto: onnx.ModelProto, rate: float) -> Callable[[], Trial]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from qtaml_onnx.calibrate import calibrate_layers
 from qtaml_onnx.campaign import Campaign, Result, Variant
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.data import Dataset, input_specs, load_dataset, synthetic_dataset
+from qtaml_onnx.deviations import DEVICES, ROUNDS, DeviationRestorer
 from qtaml_onnx.errors import GateError, InputError
 from qtaml_onnx.methods import METHODS, Method
 from qtaml_onnx.modelio import SourceModel, load_model
@@ -30,6 +31,8 @@ from qtaml_onnx.report.schema import Report
 from qtaml_onnx.sensitivity import measure_sensitivity
 
 __all__ = ["HardenOptions", "HardenResult", "harden", "harden_source"]
+
+Restore = Callable[[StoragePlan, Progress], StoragePlan]
 
 PROBES = 3
 _CALIBRATION_SAMPLES = 128
@@ -149,16 +152,17 @@ def harden_source(
         _calibrate(planner, calibration, options.bias_correction, progress)
     if method.needs_sensitivity:
         _probe(planner, method, calibration, options.seed, progress, warnings)
+    restore = _restorer(planner, calibration, options.seed)
     results: list[Result] = []
     if original is None or evaluation is None:
-        plan = _design(planner, method, options, progress)
+        plan = restore(_design(planner, method, options, progress), progress)
         campaign = None
         comparison = []
     else:
         campaign = _campaign(evaluation, options)
-        plan = _choose(planner, method, original, evaluation, options, progress)
+        plan = _choose(planner, method, original, evaluation, options, restore, progress)
         results = _evaluate(planner, plan, original, campaign, options.off_design, progress)
-        comparison = _compare(planner, plan, campaign, progress) if options.compare else []
+        comparison = _compare(planner, plan, campaign, restore, progress) if options.compare else []
     hardened, faulty = carry_out(source, plan)
     return HardenResult(
         hardened,
@@ -234,6 +238,24 @@ def _probe(
         )
 
 
+def _restorer(planner: Planner, calibration: Dataset | None, seed: int) -> Restore:
+    """What finishes a plan: restores the deviations of layer outputs where biases correct themselves."""
+    if calibration is None or not planner.biases:
+        return lambda plan, _progress: plan
+    layers = {name: planner.layers[name] for name in planner.biases}
+    restorer = DeviationRestorer(
+        planner.source.model, lambda plan: carry_out(planner.source, plan)[1], layers, calibration, seed=seed
+    )
+
+    def restore(plan: StoragePlan, progress: Progress) -> StoragePlan:
+        if not any(tensor.bias is not None for tensor in plan.tensors):
+            return plan
+        with progress.steps("simulate devices", ROUNDS * DEVICES) as step:
+            return restorer(plan, step)
+
+    return restore
+
+
 def _campaign(data: Dataset, options: HardenOptions) -> Campaign:
     return Campaign(
         data, trials=options.trials, seed=options.seed, confidence=options.confidence, workers=options.workers
@@ -255,6 +277,7 @@ def _choose(
     original: onnx.ModelProto,
     evaluation: Dataset,
     options: HardenOptions,
+    restore: Restore,
     progress: Progress,
 ) -> StoragePlan:
     """The plan within the budget, or the cheapest one that meets the target.
@@ -263,7 +286,7 @@ def _choose(
     candidates; more protection never hurts, so that bisection finds the cheapest.
     """
     if options.target is None:
-        return _design(planner, method, options, progress)
+        return restore(_design(planner, method, options, progress), progress)
     campaign = _campaign(evaluation.head(_SEARCH_SAMPLES), options)
     wanted = options.target * campaign.measure_clean(original).interval.mean
     with progress.steps(f"design {method.name}", len(planner.tensors)) as step:
@@ -275,7 +298,7 @@ def _choose(
     with progress.steps("search the smallest budget", steps * options.trials) as step:
 
         def met(allocation: Allocation) -> bool:
-            plan = planner.plan(menu, allocation)
+            plan = restore(planner.plan(menu, allocation), Silent())
             _hardened, faulty = carry_out(planner.source, plan)
             variant = Variant("hardened", ir.to_proto(faulty))
             interval = campaign.measure_faulty(variant, [planner.rates], progress=step)[0].interval
@@ -292,7 +315,7 @@ def _choose(
                 high = middle
             else:
                 low = middle + 1
-    return planner.plan(menu, sequence[high])
+    return restore(planner.plan(menu, sequence[high]), progress)
 
 
 def _evaluate(
@@ -330,14 +353,14 @@ def _evaluate(
 
 
 def _compare(
-    planner: Planner, plan: StoragePlan, campaign: Campaign, progress: Progress
+    planner: Planner, plan: StoragePlan, campaign: Campaign, restore: Restore, progress: Progress
 ) -> list[tuple[StoragePlan, Result]]:
     """The other methods with at most the plan's protected bits, under the designed rates and on the same seeds."""
     others = [method for method in METHODS.values() if method.name != plan.method and method.weighting != "none"]
     measured = []
     with progress.steps("compare methods", len(others) * campaign.trials) as step:
         for method in others:
-            other = planner.within_budget(method, plan.protected_fraction)
+            other = restore(planner.within_budget(method, plan.protected_fraction), Silent())
             variant = Variant(method.name, ir.to_proto(carry_out(planner.source, other)[1]))
             measured.append((other, campaign.measure_faulty(variant, [planner.rates], progress=step)[0]))
     return measured
