@@ -146,6 +146,7 @@ def harden_source(
         per_tensor_scales=options.per_tensor_scales,
         protection=options.protection,
         input_scales=options.input_scales,
+        codes={method.name: options.code} if options.code else None,
     )
     warnings: list[str] = []
     if calibration is not None and method.corrects_bias:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.methods import Method, method_named
 from qtaml_onnx.planner import LONGEST_WORD
+from qtaml_onnx.uniform_codes import CODE_CHOICES
 
 __all__ = ["DEFAULT_METHOD", "HardenOptions"]
 
@@ -22,6 +23,8 @@ class HardenOptions:
         method: See `qtaml_onnx.methods.METHODS`.
         bits: Word length of float weights.
         bits_per_weight: Instead of one word length: most stored bits a weight, all in, shared out over the tensors.
+        code: Uniform code of methods that do not design one, see `qtaml_onnx.uniform_codes.CODE_CHOICES`; two's
+            complement if None.
         protection: Scheme of protected planes, see `qtaml_onnx.protection.scheme`.
         budget: Most protected bits, as a fraction of all weight bits.
         target: Instead of a budget: the share of the clean metric to keep at the smallest budget; needs evaluation
@@ -44,6 +47,7 @@ class HardenOptions:
     method: str = DEFAULT_METHOD
     bits: int = 8
     bits_per_weight: float | None = None
+    code: str | None = None
     protection: str = "ideal"
     budget: float = 0.0
     target: float | None = None
@@ -76,6 +80,14 @@ class HardenOptions:
             raise InputError("--target compares intervals, which one trial does not have; give --trials 2 or more")
         if self.target is not None and self.budget:
             raise InputError("--budget and --target exclude each other; give one")
+        if self.code is not None:
+            if self.code not in CODE_CHOICES:
+                raise InputError(f"unknown --code '{self.code}'; choose from {', '.join(CODE_CHOICES)}")
+            if method.code != "twos-complement" or method.weighting == "none":
+                other = "designs its own code" if method.weighting != "none" else "is the plain baseline"
+                raise InputError(
+                    f"--code {self.code}: method {method.name} {other}; take --method posterior-mean, or leave it out"
+                )
         longest = LONGEST_WORD if method.code == "channel-optimized" else 8
         if not 2 <= self.bits <= longest:
             raise InputError(f"--bits {self.bits} is out of range; {method.name} stores words of 2 to {longest} bits")

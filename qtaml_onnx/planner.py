@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,11 @@ from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.plan import BiasPlan, CodeSpec, FaultModel, LeftOutTensor, StoragePlan, TensorPlan, table_bits
 from qtaml_onnx.protection import Protection, scheme
 from qtaml_onnx.sensitivity import Sensitivity
-from qtaml_onnx.storage import uniform_code, word_sums
+from qtaml_onnx.storage import word_sums
 from qtaml_onnx.storage.channel_optimized import design_channel_optimized
 from qtaml_onnx.storage.tensor import normalise
 from qtaml_onnx.tensors import Scaling, ScalingKind, TensorData, gather
+from qtaml_onnx.uniform_codes import DEFAULT_CODE, candidate_codes
 from qtaml_onnx.weights import Inventory, find_weights
 
 __all__ = ["Allocation", "Menu", "Planner", "prepare"]
@@ -60,6 +61,7 @@ class Planner:
         fault_model: What is designed for.
         bits: Word length of float weights, where it is not chosen a tensor.
         input_scales: Whether inputs of a layer get scales of their own where calibration says how much they vary.
+        codes: By method name, the uniform code of its float weights, where it is not two's complement.
         protection: How protected planes are kept.
         residual: Rate at which they still flip.
         tensors: The weights' data, in graph order.
@@ -79,6 +81,7 @@ class Planner:
         per_tensor_scales: bool = False,
         protection: str = "ideal",
         input_scales: bool = True,
+        codes: Mapping[str, str] | None = None,
     ) -> None:
         """Reads the weights; raises InputError if one is not finite or the rates are too few for the word length."""
         self.source = source
@@ -89,6 +92,7 @@ class Planner:
         self.rates.truncated(bits)  # refuses too few planes before any work
         raw = max((a + b) / 2 for a, b in zip(self.rates.p01, self.rates.p10, strict=True))
         self.input_scales = input_scales
+        self.codes = codes or {}
         self.protection: Protection = scheme(protection, rate=raw)
         ideal = self.protection.name == "ideal"  # whatever the raw rate; codes are defined up to 1/2
         self.residual = 0.0 if ideal else self.protection.residual(raw)
@@ -182,11 +186,16 @@ class Planner:
                 Choice(self.bits, m, size * m, signal * books.book(self.bits, m).noise_to_signal)
                 for m in (range(self.bits + 1) if protectable else (0,))
             ]
-        code = tensor.fixed or uniform_code("twos-complement", self.bits)
-        designs = method.designs(x, code, self.rates, residual=self.residual, protectable=protectable)
+        kind = self.codes.get(method.name, DEFAULT_CODE)
+        candidates = [tensor.fixed] if tensor.fixed else candidate_codes(kind, self.bits, x, self.rates)
+        made = [
+            method.designs(x, code, self.rates, residual=self.residual, protectable=protectable) for code in candidates
+        ]
+        # A code whose exposed planes hold nothing fragile has fewer designs: beyond, protection gains nothing.
+        best = [min(designs, key=lambda design: design.noise) for designs in zip(*made, strict=False)]
         return [
-            Choice(code.bits, len(d.protected_planes), size * len(d.protected_planes), weight * d.noise, d)
-            for d in designs
+            Choice(d.code.bits, len(d.protected_planes), size * len(d.protected_planes), weight * d.noise, d)
+            for d in best
         ]
 
     def word_length_menu(

@@ -21,6 +21,7 @@ from qtaml_onnx.options import DEFAULT_METHOD, HardenOptions
 from qtaml_onnx.physics import parse_duration
 from qtaml_onnx.report import Report, render_html
 from qtaml_onnx.report.schema import Output
+from qtaml_onnx.uniform_codes import CODE_CHOICES
 
 __all__ = ["harden"]
 
@@ -43,6 +44,13 @@ def harden(
         float | None,
         typer.Option(
             "--bits-per-weight", help="Choose word lengths a tensor under this total of bits a weight, all in."
+        ),
+    ] = None,
+    code: Annotated[
+        str | None,
+        typer.Option(
+            "--code",
+            help=f"Code of methods that design none: {', '.join(CODE_CHOICES)}; auto takes the least predicted noise.",
         ),
     ] = None,
     protection: Annotated[
@@ -112,6 +120,7 @@ def harden(
         method=method,
         bits=bits,
         bits_per_weight=bits_per_weight,
+        code=code,
         protection=protection,
         budget=budget,
         target=target,
