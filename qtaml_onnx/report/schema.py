@@ -119,8 +119,10 @@ class EvaluationResult(_Section):
     ci_low: float
     ci_high: float
     trials: int
-    interval: Literal["t", "wilson"] = Field(
-        "t", description="t: over trials, the randomness of the faults; wilson: over samples, for models without faults"
+    interval: Literal["t", "wilson", "betting", "t-mixture"] = Field(
+        "t",
+        description="over trials, the randomness of the faults: t of a fixed number, betting or t-mixture of a number "
+        "that the trials decided; wilson: over samples, for models without faults",
     )
     label: str | None = Field(None, description="where the rate came from, such as a retention time")
 
