@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qtaml_onnx.campaign.metrics import Metric
 from qtaml_onnx.campaign.outcomes import OutcomeCounts, Outcomes, outcome_intervals
+from qtaml_onnx.campaign.runner import Campaign, Result, StoreOptions, Sweep, Variant
 from qtaml_onnx.campaign.sequential import Decision, Stopping, betting_interval, t_mixture_interval
 from qtaml_onnx.campaign.statistics import (
     Interval,
@@ -12,7 +13,6 @@ from qtaml_onnx.campaign.statistics import (
     t_interval,
     wilson_interval,
 )
-from qtaml_onnx.campaign.trials import Campaign, Result, Variant
 
 __all__ = [
     "Campaign",
@@ -24,6 +24,8 @@ __all__ = [
     "PairedDifference",
     "Result",
     "Stopping",
+    "StoreOptions",
+    "Sweep",
     "Variant",
     "betting_interval",
     "outcome_intervals",

@@ -28,7 +28,7 @@ from qtaml_onnx.errors import InputError, QtamlError
 from qtaml_onnx.passes.inject_faults import RATES_INPUT, SEED_INPUT
 from qtaml_onnx.runtime import create_session, session_options
 
-__all__ = ["FaultyModel", "SplitModel", "inference_session", "split_image"]
+__all__ = ["SESSION_OPTIONS", "FaultyModel", "SplitModel", "inference_session", "split_image"]
 
 _OWNED_BUFFERS = {
     TensorProto.FLOAT: np.float32, TensorProto.DOUBLE: np.float64, TensorProto.FLOAT16: np.float16,
@@ -36,6 +36,15 @@ _OWNED_BUFFERS = {
     TensorProto.INT32: np.int32, TensorProto.UINT32: np.uint32, TensorProto.INT64: np.int64,
 }  # fmt: skip
 """Types of weights that onnxruntime reads from our buffers without a copy; the others are copied into the model."""
+
+_ENTRIES = {"session.qdq_matmulnbits_accuracy_level": "1"}
+"""Integer weights of a MatMul are multiplied as floats: by default their inputs are rounded to 8 bits, an error of 1 %
+that comes and goes with how the weights are held."""
+
+SESSION_OPTIONS = {
+    "graph_optimization_level": "all", "intra_op_num_threads": "1", **_ENTRIES, "providers": "CPUExecutionProvider",
+}  # fmt: skip
+"""How campaigns run models, as reports record it."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,8 @@ def inference_session(
             the session lives.
     """
     options = session_options(threads=1)
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    for key, value in _ENTRIES.items():
+        options.add_session_config_entry(key, value)
     if weights:
         options.add_external_initializers(list(weights), list(weights.values()))
     return create_session(model, options)

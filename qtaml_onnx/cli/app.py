@@ -62,12 +62,15 @@ def main(args: list[str] | None = None) -> int:
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     warnings.showwarning = _show_warning
+    stored = ""  # what an interrupted campaign says of its store
     try:
         code = app(args, standalone_mode=False)
     except typer.Exit as stop:
         code = stop.exit_code
-    except (typer.Abort, KeyboardInterrupt):
+        stored = str(stop.__cause__ or "")
+    except (typer.Abort, KeyboardInterrupt) as stop:
         code = _INTERRUPTED
+        stored = str(stop)
     except BrokenPipeError:  # whoever read the output has seen enough; nothing more can be said on it
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - flushed at exit
         return 0
@@ -83,7 +86,7 @@ def main(args: list[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.filename or 'a file'}: {error.strerror or error}; check space and permissions", 2)
     if code == _INTERRUPTED:
-        print("qtaml-onnx: interrupted; nothing was written", file=sys.stderr)
+        print(f"qtaml-onnx: interrupted; {stored or 'nothing was written'}", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
