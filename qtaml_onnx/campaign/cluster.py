@@ -111,7 +111,7 @@ class Cluster(contextlib.AbstractContextManager["Cluster"]):
             self._client.submit(_run_trial, self._key, trial, pure=False, priority=-place): trial
             for place, trial in enumerate(trials)
         }
-        ended = self._distributed.as_completed(list(pending), with_results=False)
+        ended = self._distributed.as_completed(list(pending), loop=self._client.loop)
         for future in ended:
             trial = pending.pop(future)
             try:
