@@ -28,7 +28,7 @@ from qtaml_onnx.campaign.store import TrialStore, campaign_identity
 from qtaml_onnx.campaign.trials import BATCH_SIZE, Measured, Trial, Work, available_cpus, run_first_output
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.data import Dataset
-from qtaml_onnx.errors import InputError
+from qtaml_onnx.errors import InputError, Interrupted
 from qtaml_onnx.progress import CountedStep, Step
 
 __all__ = ["Campaign", "Result", "StoreOptions", "Sweep", "Variant"]
@@ -237,6 +237,7 @@ class Campaign:
 
         Raises:
             InputError: if a model does not run, or the store is another campaign's.
+            Interrupted: if there is a store, in place of KeyboardInterrupt.
             QtamlError: if trials end their workers, or the store cannot be written.
         """
         work = Work(
@@ -255,7 +256,7 @@ class Campaign:
                 try:
                     measured = self._collect(work, kept.found, kept.add, step)
                 except KeyboardInterrupt as stop:
-                    raise KeyboardInterrupt(
+                    raise Interrupted(
                         f"{len(kept)} trials are stored in {store.path}; the same command with --resume goes on"
                     ) from stop
         return [

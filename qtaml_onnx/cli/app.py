@@ -18,7 +18,7 @@ from qtaml_onnx.cli.inject import inject
 from qtaml_onnx.cli.inspect import inspect
 from qtaml_onnx.cli.report import report
 from qtaml_onnx.cli.verify import verify
-from qtaml_onnx.errors import GateError, QtamlError
+from qtaml_onnx.errors import GateError, Interrupted, QtamlError
 
 __all__ = ["app", "main"]
 
@@ -62,15 +62,12 @@ def main(args: list[str] | None = None) -> int:
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     warnings.showwarning = _show_warning
-    stored = ""  # what an interrupted campaign says of its store
     try:
         code = app(args, standalone_mode=False)
     except typer.Exit as stop:
         code = stop.exit_code
-        stored = str(stop.__cause__ or "")
-    except (typer.Abort, KeyboardInterrupt) as stop:
+    except (typer.Abort, KeyboardInterrupt):
         code = _INTERRUPTED
-        stored = str(stop)
     except BrokenPipeError:  # whoever read the output has seen enough; nothing more can be said on it
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - flushed at exit
         return 0
@@ -79,6 +76,9 @@ def main(args: list[str] | None = None) -> int:
         return _fail(message or "give a command; see qtaml-onnx --help", 2)
     except GateError as error:
         return _fail(str(error), 1)
+    except Interrupted as stop:
+        print(f"qtaml-onnx: interrupted; {stop}", file=sys.stderr)
+        return _INTERRUPTED
     except QtamlError as error:
         return _fail(str(error), 2)
     except MemoryError:
@@ -86,7 +86,7 @@ def main(args: list[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.filename or 'a file'}: {error.strerror or error}; check space and permissions", 2)
     if code == _INTERRUPTED:
-        print(f"qtaml-onnx: interrupted; {stored or 'nothing was written'}", file=sys.stderr)
+        print("qtaml-onnx: interrupted; nothing was written", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
