@@ -10,8 +10,8 @@ trials. It also covers what has not shown yet: a network that collapses in one t
 in bounds 0 and 1 no data give a half-width h before ln(2/α) / −ln(1 − 2h) trials, 368 for half a point at 95 %.
 
 `t-mixture` assumes trials that are normal, of any mean and spread, and holds exactly there for any number of trials. It
-is for metrics without bounds. For an accuracy with a standard deviation below about 5 points it takes fewer trials than
-betting (a third at 2 points), but it stops before a rare collapse has shown, and is then wrong.
+is for metrics without bounds. For an accuracy with a standard deviation below about 4 points it takes fewer trials than
+betting (a quarter at 2 points), but it stops before a rare collapse has shown, and is then wrong.
 """
 
 from __future__ import annotations

@@ -87,9 +87,7 @@ class UserFunction:
         with np.errstate(invalid="ignore"):
             mean = float(numbers.mean())
         if math.isnan(mean):
-            raise InputError(
-                f"--metric {self.name} returned both inf and -inf, which have no mean; return finite bounds"
-            )
+            raise InputError(f"--metric {self.name} returned inf and -inf, which have no mean; return finite numbers")
         return mean
 
     def __reduce__(self) -> tuple[Callable[[str], UserFunction], tuple[str]]:
