@@ -75,10 +75,9 @@ def evaluate(
         data = load_dataset(Path(data), input_specs(clean), "evaluation")
     campaign = Campaign(data, trials=trials, seed=seed, confidence=confidence, workers=workers)
     results = [campaign.measure_clean(ir.to_proto(clean))]
-    kind = ("hardened", "hardened") if stored.hardened else ("quantized", "unprotected")
-    results.append(campaign.measure_fixed(Variant(kind[0], ir.to_proto(stored.fixed))))
+    results.append(campaign.measure_fixed(Variant(stored.names[0], ir.to_proto(stored.fixed))))
     sweep = [fault.rates.truncated(stored.plan.planes) for fault in faults]
-    return results + campaign.measure_faulty(Variant(kind[1], ir.to_proto(stored.faulty)), sweep)
+    return results + campaign.measure_faulty(Variant(stored.names[1], ir.to_proto(stored.faulty)), sweep)
 
 
 def inspect(model: PathLike) -> Inventory:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["GateError", "InputError", "QtamlError"]
+__all__ = ["GateError", "InputError", "Interrupted", "QtamlError"]
 
 
 class QtamlError(Exception):
@@ -15,3 +15,7 @@ class InputError(QtamlError):
 
 class GateError(QtamlError):
     """A gate was not met: the run is sound, the model is not good enough. The command line exits with 1."""
+
+
+class Interrupted(QtamlError):
+    """The user stopped a campaign whose trials are stored; it says how to go on. The command line exits with 130."""

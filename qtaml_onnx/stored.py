@@ -40,6 +40,11 @@ class StoredModel:
     faulty: ir.Model
     hardened: bool
 
+    @property
+    def names(self) -> tuple[str, str]:
+        """What results call the model without faults and with them."""
+        return ("hardened", "hardened") if self.hardened else ("quantized", "unprotected")
+
 
 def plan_path(model: Path) -> Path:
     """Where the plan of a hardened model is: `OUT.plan.json` beside `OUT.onnx`."""

@@ -100,9 +100,10 @@ def sweep_figure(
             x_value = result.flip_rate if times_s is None else times_s[place]
             names[x_value] = format_rate(x_value) if times_s is None else visible(result.label or "")
     _scale(axes, names)
-    axes.set_ylim(0, 1.02)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], [f"{percent} %" for percent in (0, 25, 50, 75, 100)])
-    axes.set_ylabel(_METRICS[evaluation.metric])
+    if evaluation.metric in _METRICS or evaluation.metric.startswith("top-"):  # a share
+        axes.set_ylim(0, 1.02)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], [f"{percent} %" for percent in (0, 25, 50, 75, 100)])
+    axes.set_ylabel(_METRICS.get(evaluation.metric, visible(evaluation.metric)))
     axes.set_xlabel("flip rate of a stored bit" if times_s is None else "time between write and read")
     axes.grid()
     axes.set_axisbelow(True)

@@ -18,7 +18,7 @@ from qtaml_onnx.cli.inject import inject
 from qtaml_onnx.cli.inspect import inspect
 from qtaml_onnx.cli.report import report
 from qtaml_onnx.cli.verify import verify
-from qtaml_onnx.errors import GateError, QtamlError
+from qtaml_onnx.errors import GateError, Interrupted, QtamlError
 
 __all__ = ["app", "main"]
 
@@ -76,6 +76,9 @@ def main(args: list[str] | None = None) -> int:
         return _fail(message or "give a command; see qtaml-onnx --help", 2)
     except GateError as error:
         return _fail(str(error), 1)
+    except Interrupted as stop:
+        print(f"qtaml-onnx: interrupted; {stop}", file=sys.stderr)
+        return _INTERRUPTED
     except QtamlError as error:
         return _fail(str(error), 2)
     except MemoryError:

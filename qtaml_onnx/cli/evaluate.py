@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import onnx_ir as ir
 import typer
 
-from qtaml_onnx.campaign import Campaign, Result, Variant
+from qtaml_onnx.campaign import Campaign, Result, StoreOptions, Sweep, Variant
 from qtaml_onnx.cli import options as o
-from qtaml_onnx.cli.show import TerminalProgress, console, print_warnings, results_table
+from qtaml_onnx.cli.conditions import Condition, sweep_conditions
+from qtaml_onnx.cli.show import (
+    TerminalProgress,
+    console,
+    differences_table,
+    outcomes_table,
+    print_warnings,
+    results_table,
+)
 from qtaml_onnx.data import Dataset, input_specs, load_dataset, synthetic_dataset
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.fault_model import fault_model, sweep_models
 from qtaml_onnx.modelio import OutputSet, check_output_path, load_model
-from qtaml_onnx.physics import parse_duration
 from qtaml_onnx.plan import FaultModel
-from qtaml_onnx.report.build import environment, evaluation_section
+from qtaml_onnx.report.build import differences, environment, evaluation_section
 from qtaml_onnx.report.schema import Evaluation
 from qtaml_onnx.stored import StoredModel, stored_model
 
 __all__ = ["evaluate"]
 
 _SYNTHETIC_SAMPLES = 64
+_TRIALS = 20
+_MOST_TRIALS = 10_000
+"""With --precision: where a metric that never settles ends."""
 _NO_FAULTS = FaultModel(p01=(0.0,) * o.MOST_BITS, p10=(0.0,) * o.MOST_BITS)
 """Default rates of the instrumented models; each trial feeds its own."""
 
@@ -55,10 +63,47 @@ def evaluate(
         Path | None, typer.Option("--plot", help="Draw the sweep, .svg or .png: the metric against time or flip rate.")
     ] = None,
     evaluation: o.Evaluation = None,
-    trials: o.Trials = 20,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            help="top-1, top-5, agreement, mse, snr, or a function of your own, module:function; repeatable, the first "
+            "is drawn and decides.",
+            rich_help_panel=o.MEASURING,
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            "--trials",
+            help=f"Draws of the faults a rate: {_TRIALS}, or with --precision at most {_MOST_TRIALS}.",
+            show_default=False,
+            rich_help_panel=o.MEASURING,
+        ),
+    ] = None,
+    precision: Annotated[
+        float | None,
+        typer.Option(
+            "--precision",
+            help="Stop at a rate when half the interval's width is at most this: 0.005 is half a point.",
+            rich_help_panel=o.MEASURING,
+        ),
+    ] = None,
     seed: o.Seed = 0,
     workers: o.Workers = 1,
+    cluster: Annotated[
+        str | None,
+        typer.Option("--cluster", help="Run on a Dask cluster: its scheduler's address.", rich_help_panel=o.MEASURING),
+    ] = None,
     confidence: o.Confidence = 0.95,
+    store: Annotated[
+        Path | None,
+        typer.Option("--store", help="Keep each trial in this SQLite file as it ends.", rich_help_panel=o.MEASURING),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the campaign in --store.", rich_help_panel=o.MEASURING),
+    ] = False,
     json: o.Json = False,
     verbose: o.Verbose = 0,
     quiet: o.Quiet = False,
@@ -72,30 +117,51 @@ def evaluate(
     Example: qtaml-onnx evaluate net.onnx safe.onnx --flip-rate 0.01,0.05,0.1 --eval test.npz
     """
     o.set_verbosity(verbose, quiet)
-    for path in (output, plot):
+    for path in (output, plot, store):
         if path is not None:
             for source in models:
                 check_output_path(path, source)
+    if resume and store is None:
+        raise InputError("--resume needs --store FILE.db, the store to go on with")
+    if store is not None and any(path is not None and path.absolute() == store.absolute() for path in (output, plot)):
+        raise InputError("--store names the same file as -o or --plot; give two")
     kind = _picture_kind(plot, output)
-    conditions = _conditions(flip_rate, p01, p10, plane_rates, device, retention)
+    conditions = sweep_conditions(flip_rate, p01, p10, plane_rates, device, retention)
     stored = [stored_model(path, _NO_FAULTS, bits=bits, per_tensor_scales=per_tensor_scales) for path in models]
     lengths = sorted({model.plan.planes for model in stored})
     faults = {length: [condition.fault_model(length) for condition in conditions] for length in lengths}
     reference = _reference(stored, original)
     warnings: list[str] = []
     data = _data(evaluation, reference, seed, warnings)
-    campaign = Campaign(data, trials=trials, seed=seed, confidence=confidence, workers=workers)
+    campaign = Campaign(
+        data,
+        trials=trials if trials is not None else _TRIALS if precision is None else _MOST_TRIALS,
+        seed=seed,
+        confidence=confidence,
+        workers=workers,
+        precision=precision,
+        metrics=metric or (),
+        cluster=cluster,
+    )
     clean = campaign.measure_clean(ir.to_proto(reference))
     if original is None and all(model.hardened for model in stored) and data.labels is None:
         warnings.append("no plain model and no labels: agreement is with the hardened model without faults")
     warnings += [warning for model in stored for warning in _uneven(model, faults[model.plan.planes])]
-    sections, show = [], TerminalProgress(quiet or json)
-    with show.steps("Monte-Carlo trials", len(stored) * len(conditions) * trials) as step:
-        for path, model in zip(models, stored, strict=True):
-            results = [clean, *_one(campaign, model, faults[model.plan.planes], conditions, step)]
-            sections.append((path, evaluation_section(campaign, results)))
+    fixed = [campaign.measure_fixed(Variant(model.names[0], ir.to_proto(model.fixed))) for model in stored]
+    sweeps = [
+        _sweep(path, model, faults[model.plan.planes], conditions) for path, model in zip(models, stored, strict=True)
+    ]
+    with TerminalProgress(quiet or json).steps("Monte-Carlo trials", 1) as step:
+        faulty = campaign.measure_sweeps(sweeps, progress=step, store=StoreOptions(store, resume) if store else None)
+    sections = [
+        (path, evaluation_section(campaign, [clean, without, *found]))
+        for path, without, found in zip(models, fixed, faulty, strict=True)
+    ]
+    paths = [str(path) for path, found in zip(models, faulty, strict=True) for _ in found]
+    paired = differences(campaign, [result for found in faulty for result in found], paths)
     document = {
         "models": [{"path": str(path), "evaluation": section.model_dump()} for path, section in sections],
+        "differences": [difference.model_dump() for difference in paired],
         "fault_models": [
             condition.described(length, fault)
             for length in lengths
@@ -116,57 +182,16 @@ def evaluate(
     elif not quiet:
         for path, section in sections:
             console().print(f"[bold]{path}[/bold]" if len(sections) > 1 else str(path))
-            console().print(results_table(section.results, section.metric, section.confidence))
+            for measure in campaign.metrics:
+                console().print(results_table(section.results, measure.name, section.confidence))
+            console().print(outcomes_table(section.results))
+        if paired:
+            console().print(differences_table(paired, campaign.metric.name, confidence))
         console().print(f"{len(data)} samples of {Path(data.source).name}, seed {seed}")
+        if precision is not None:
+            print(_ended(precision, campaign.trials, [result for found in faulty for result in found]))
         if plot is not None:
             print(f"picture {plot}")
-
-
-@dataclass(frozen=True)
-class _Condition:
-    """One step of a sweep: fault-model options, what to call them, and how the user wrote them."""
-
-    options: dict[str, Any]
-    origin: str
-    label: str | None = None
-
-    def fault_model(self, planes: int) -> FaultModel:
-        """The rates of words of that length: which cell a device puts a plane in depends on it."""
-        return fault_model(bits=planes, **self.options)
-
-    def described(self, planes: int, fault: FaultModel) -> dict[str, Any]:
-        """What the JSON says of it."""
-        return {"label": self.label, "origin": self.origin, "word_bits": planes, **fault.model_dump(mode="json")}
-
-
-def _conditions(
-    flip_rate: str | None,
-    p01: float | None,
-    p10: float | None,
-    plane_rates: Path | None,
-    device: str | None,
-    retention: str | None,
-) -> list[_Condition]:
-    """The steps of the sweep, checked as far as they can be without the models."""
-    others = {"p01": p01, "p10": p10, "plane_rates": plane_rates, "device": device}
-    if retention is not None and device is None:
-        raise InputError("--retention needs --device NAME, whose rates depend on it")
-    if flip_rate is not None:
-        if any(value is not None for value in others.values()):
-            raise InputError("--flip-rate excludes the other fault models; give one")
-        rates = [model.p01[0] for model in sweep_models(flip_rate, 1)]
-        return [_Condition({"flip_rate": rate}, f"--flip-rate {rate:g}") for rate in rates]
-    given = [f"--{name.replace('_', '-')} {value}" for name, value in others.items() if value is not None]
-    conditions = [_Condition(others, " ".join(given))]
-    if retention is not None:
-        times = [part.strip() for part in retention.split(",")]
-        conditions = [
-            _Condition({**others, "retention_s": parse_duration(time)}, f"--device {device} --retention {time}", time)
-            for time in times
-        ]
-    for condition in conditions:
-        condition.fault_model(1)
-    return conditions
 
 
 def _picture_kind(plot: Path | None, output: Path | None) -> str:
@@ -181,7 +206,7 @@ def _picture_kind(plot: Path | None, output: Path | None) -> str:
 
 
 def _picture(
-    kind: str, sections: Sequence[tuple[Path, Evaluation]], conditions: Sequence[_Condition], device: str | None
+    kind: str, sections: Sequence[tuple[Path, Evaluation]], conditions: Sequence[Condition], device: str | None
 ) -> bytes:
     from qtaml_onnx.campaign.plots import Curve, sweep_picture
 
@@ -227,17 +252,14 @@ def _data(path: Path | None, reference: ir.Model, seed: int, warnings: list[str]
     return synthetic_dataset(specs, _SYNTHETIC_SAMPLES, seed)
 
 
-def _one(
-    campaign: Campaign,
-    model: StoredModel,
-    faults: Sequence[FaultModel],
-    conditions: Sequence[_Condition],
-    step: o.Step,
-) -> list[Result]:
-    """A model without faults, then under each fault model."""
-    name = "hardened" if model.hardened else "unprotected"
-    fixed = campaign.measure_fixed(Variant("hardened" if model.hardened else "quantized", ir.to_proto(model.fixed)))
+def _ended(precision: float, most: int, results: Sequence[Result]) -> str:
+    """What ended the trials."""
+    open_ended = sum(result.stopped == "trials" for result in results)
+    said = f"half-width {precision:g} reached at {len(results) - open_ended} of {len(results)} rates"
+    return f"{said}, the others ended after {most} trials; raise --trials" if open_ended else said
+
+
+def _sweep(path: Path, model: StoredModel, faults: Sequence[FaultModel], conditions: Sequence[Condition]) -> Sweep:
     rates = [fault.rates.truncated(model.plan.planes) for fault in faults]
     labels = [condition.label for condition in conditions if condition.label is not None] or None
-    variant = Variant(name, ir.to_proto(model.faulty))
-    return [fixed, *campaign.measure_faulty(variant, rates, labels=labels, progress=step)]
+    return Sweep(Variant(model.names[1], ir.to_proto(model.faulty)), rates, labels, str(path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ from typing import Annotated
 import typer
 
 __all__ = [
+    "MEASURING",
     "MOST_BITS",
     "P01",
     "P10",
@@ -45,7 +47,7 @@ MOST_BITS = 12
 Step = Callable[[], None]
 
 _FAULTS = "Fault model (exactly one)"
-_MEASURING = "Measuring"
+MEASURING = "Measuring"
 _OUTPUT = "Output"
 
 ModelPath = Annotated[
@@ -83,19 +85,19 @@ Include = Annotated[
 Exclude = Annotated[list[str] | None, typer.Option("--exclude", help="Leave these weights alone; repeatable.")]
 Calibration = Annotated[
     Path | None,
-    typer.Option("--calibration", help=".npz of sample inputs without labels.", rich_help_panel=_MEASURING),
+    typer.Option("--calibration", help=".npz of sample inputs without labels.", rich_help_panel=MEASURING),
 ]
 Evaluation = Annotated[
     Path | None,
-    typer.Option("--eval", help=".npz of inputs, with `labels` or without, to measure on.", rich_help_panel=_MEASURING),
+    typer.Option("--eval", help=".npz of inputs, with `labels` or without, to measure on.", rich_help_panel=MEASURING),
 ]
-Trials = Annotated[int, typer.Option("--trials", help="Draws of the faults a rate.", rich_help_panel=_MEASURING)]
+Trials = Annotated[int, typer.Option("--trials", help="Draws of the faults a rate.", rich_help_panel=MEASURING)]
 Seed = Annotated[
     int,
-    typer.Option("--seed", help="Of the first trial.", min=0, max=2**63 - 1, rich_help_panel=_MEASURING),
+    typer.Option("--seed", help="Of the first trial.", min=0, max=2**63 - 1, rich_help_panel=MEASURING),
 ]
-Workers = Annotated[int, typer.Option("--workers", help="Processes.", rich_help_panel=_MEASURING)]
-Confidence = Annotated[float, typer.Option("--confidence", help="Of the intervals.", rich_help_panel=_MEASURING)]
+Workers = Annotated[int, typer.Option("--workers", help="Processes.", rich_help_panel=MEASURING)]
+Confidence = Annotated[float, typer.Option("--confidence", help="Of the intervals.", rich_help_panel=MEASURING)]
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable summary on stdout.", rich_help_panel=_OUTPUT)]
 Verbose = Annotated[
@@ -111,5 +113,13 @@ def set_verbosity(verbose: int, quiet: bool) -> None:
 
 
 def to_json(document: object) -> str:
-    """The text that `--json` prints."""
-    return json.dumps(document, indent=1, allow_nan=False)
+    """The text that `--json` prints; what is infinite, as an error without bounds can be, is null."""
+    return json.dumps(_finite(document), indent=1, allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

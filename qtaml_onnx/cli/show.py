@@ -1,23 +1,37 @@
-"""What the terminal shows: tables, warnings, and a progress bar for anything longer than two seconds."""
+"""What the terminal shows: tables, warnings, and how far long work has come."""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from qtaml_onnx.report.schema import Evaluation, EvaluationResult, Report
+from qtaml_onnx.progress import CountedStep, Step
+from qtaml_onnx.report.schema import Difference, Evaluation, EvaluationResult, Report
 
-__all__ = ["TerminalProgress", "comparison_table", "console", "print_warnings", "results_table", "summary"]
+__all__ = [
+    "TerminalProgress",
+    "comparison_table",
+    "console",
+    "differences_table",
+    "print_warnings",
+    "results_table",
+    "summary",
+]
 
 _PATIENCE = 2.0
 """Seconds of work before a progress bar appears."""
+
+_LINE_EVERY = 10.0
+"""Seconds between lines where there is no terminal."""
 
 _UNWRAPPED = 240
 """Columns where there is no terminal to fit."""
@@ -38,35 +52,83 @@ def console(stderr: bool = False) -> Console:
 
 
 class TerminalProgress:
-    """A bar on a terminal, nothing elsewhere."""
+    """A bar with rate and time left on a terminal; elsewhere, a plain line now and then."""
 
     def __init__(self, quiet: bool) -> None:
-        """Shows nothing if `quiet` or if stderr is no terminal."""
-        self._shown = not quiet and sys.stderr.isatty()
+        """Shows nothing if `quiet`."""
+        self._quiet = quiet
 
     @contextmanager
-    def steps(self, title: str, total: int) -> Iterator[Callable[[], None]]:
-        """A bar that appears after two seconds."""
-        if not self._shown:
-            yield lambda: None
-            return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        bar = Progress(*columns, console=console(stderr=True), transient=True)
-        task = bar.add_task(title, total=total)
-        start, visible = time.monotonic(), False
-
-        def step() -> None:
-            nonlocal visible
-            if not visible and time.monotonic() - start > _PATIENCE:
-                bar.start()
-                visible = True
-            bar.advance(task)
-
-        try:
-            yield step
-        finally:
-            if visible:
+    def steps(self, title: str, total: int) -> Iterator[Step]:
+        """A bar that appears after two seconds, or lines from the tenth second on."""
+        if self._quiet:
+            yield CountedStep()
+        elif sys.stderr.isatty():
+            bar = _Bar(title, total)
+            try:
+                yield bar
+            finally:
                 bar.stop()
+        else:
+            yield _Lines(title, total)
+
+
+class _Bar:
+    """The steps of one bar."""
+
+    def __init__(self, title: str, total: int) -> None:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+        )  # fmt: skip
+        self._bar = Progress(*columns, console=console(stderr=True), transient=True)
+        self._task = self._bar.add_task(title, total=total, rate="")
+        self._start, self._done, self._visible = time.monotonic(), 0, False
+
+    def __call__(self) -> None:
+        self._done += 1
+        elapsed = time.monotonic() - self._start
+        if not self._visible and elapsed > _PATIENCE:
+            self._bar.start()
+            self._visible = True
+        self._bar.update(self._task, completed=self._done, rate=_rate(self._done, elapsed))
+
+    def expect(self, total: int) -> None:
+        self._bar.update(self._task, total=total)
+
+    def stop(self) -> None:
+        if self._visible:
+            self._bar.stop()
+
+
+class _Lines:
+    """The steps of work that no terminal shows."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self._title, self._total, self._done = title, total, 0
+        self._start = self._said = time.monotonic()
+
+    def __call__(self) -> None:
+        self._done += 1
+        now = time.monotonic()
+        if now - self._said >= _LINE_EVERY:
+            self._said = now
+            left = (self._total - self._done) * (now - self._start) / self._done
+            print(
+                f"{self._title}: {self._done} of {self._total}, {_rate(self._done, now - self._start)}, "
+                f"{timedelta(seconds=math.ceil(left))} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def expect(self, total: int) -> None:
+        self._total = total
+
+
+def _rate(done: int, elapsed: float) -> str:
+    """Steps a second, or seconds a step if it takes longer."""
+    speed = done / max(elapsed, 1e-9)
+    return f"{speed:.3g} a second" if speed >= 1 else f"{1 / speed:.3g} s each"
 
 
 def print_warnings(warnings: list[str], quiet: bool) -> None:
@@ -85,18 +147,51 @@ def results_table(results: list[EvaluationResult], metric: str, confidence: floa
     table.add_column(f"{confidence:.0%} interval", justify="right")
     table.add_column("of clean", justify="right")
     table.add_column("trials", justify="right")
-    clean = next((r.mean for r in results if r.variant == "clean"), None)
-    for result in results:
-        name = VARIANTS[result.variant] + (f" ({result.label})" if result.label else "")
-        if result.variant == "hardened" and not result.flip_rate:
-            name += ", no faults"
+    found = [result.metrics.get(metric, result) for result in results]
+    clean = next((one.mean for r, one in zip(results, found, strict=True) if r.variant == "clean"), None)
+    for result, one in zip(results, found, strict=True):
         table.add_row(
-            name,
+            _name(result),
             f"{result.flip_rate:g}",
-            f"{result.mean:.4f}",
-            f"{result.ci_low:.4f} – {result.ci_high:.4f}",
-            f"{result.mean / clean:.3f}" if clean else "",
+            f"{one.mean:.4f}",
+            f"{one.ci_low:.4f} – {one.ci_high:.4f}",
+            f"{one.mean / clean:.3f}" if clean else "",
             str(result.trials),
+        )
+    return table
+
+
+def _name(result: EvaluationResult) -> str:
+    name = VARIANTS[result.variant] + (f" ({result.label})" if result.label else "")
+    return f"{name}, no faults" if result.variant == "hardened" and not result.flip_rate else name
+
+
+def outcomes_table(results: list[EvaluationResult]) -> Table:
+    """What the faults did to each sample, as shares."""
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("samples that faults leave")
+    table.add_column("flip rate", justify="right")
+    rows = [(result, result.outcomes) for result in results if result.outcomes is not None]
+    for outcome in rows[0][1] if rows else ():
+        table.add_column(outcome, justify="right")
+    for result, outcomes in rows:
+        table.add_row(_name(result), f"{result.flip_rate:g}", *(f"{one.mean:.4f}" for one in outcomes.values()))
+    return table
+
+
+def differences_table(found: list[Difference], metric: str, confidence: float) -> Table:
+    """Paired differences, each of a model from the first one at a rate."""
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("paired difference")
+    for title in ("flip rate", metric, f"{confidence:.0%} interval", "pairs"):
+        table.add_column(title, justify="right")
+    for one in found:
+        table.add_row(
+            f"{one.second} − {one.first}" + (f" ({one.label})" if one.label else ""),
+            f"{one.flip_rate:g}",
+            f"{one.mean:+.4f}",
+            f"{one.ci_low:+.4f} – {one.ci_high:+.4f}",
+            str(one.pairs),
         )
     return table
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,18 +12,20 @@ import numpy as np
 import onnxruntime as ort
 
 from qtaml_onnx import __version__
-from qtaml_onnx.campaign import Campaign, Result
-from qtaml_onnx.campaign.trials import SESSION_LEVEL
+from qtaml_onnx.campaign import Campaign, Interval, Result
+from qtaml_onnx.campaign.image import SESSION_OPTIONS
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.methods import METHODS, Method
 from qtaml_onnx.modelio import SourceModel
 from qtaml_onnx.plan import StoragePlan, TensorPlan
 from qtaml_onnx.planner import Planner
 from qtaml_onnx.report.schema import (
+    Difference,
     Environment,
     Evaluation,
     EvaluationResult,
     FaultModelSection,
+    IntervalSection,
     LeftOutSection,
     MethodResult,
     Prediction,
@@ -34,7 +36,7 @@ from qtaml_onnx.report.schema import (
     Tool,
 )
 
-__all__ = ["build_report", "environment", "evaluation_section"]
+__all__ = ["build_report", "differences", "environment", "evaluation_section"]
 
 SATURATION_LEVEL = 0.08
 """Relative output noise energy at which overheads are compared: about where the zoo networks keep 95 % of clean."""
@@ -143,9 +145,8 @@ def evaluation_section(
         results: Of the variants.
         comparison: Of other methods, each with its plan.
     """
-    metric = campaign.metric
     return Evaluation(
-        metric=metric.name if metric is not None else "",
+        metric=campaign.metric.name,
         data=Path(campaign.data.source).name,
         samples=len(campaign.data),
         trials=campaign.trials,
@@ -162,6 +163,9 @@ def evaluation_section(
                     "trials": len(result.values),
                     "interval": result.interval.method,
                     "label": result.label,
+                    "stopped": result.stopped,
+                    "metrics": _intervals(result.metrics),
+                    "outcomes": _intervals(result.outcomes) if result.outcomes is not None else None,
                 }
             )
             for result in results
@@ -178,7 +182,53 @@ def evaluation_section(
             )
             for plan, result in comparison
         ],
+        precision=campaign.precision,
+        differences=differences(campaign, results),
     )
+
+
+def _intervals(found: Mapping[str, Interval]) -> dict[str, IntervalSection]:
+    return {
+        name: IntervalSection(mean=one.mean, ci_low=one.low, ci_high=one.high, interval=one.method)
+        for name, one in found.items()
+    }
+
+
+def differences(campaign: Campaign, results: Sequence[Result], names: Sequence[str] | None = None) -> list[Difference]:
+    """What results under the same faults differ by: each against the first one at its rate.
+
+    Args:
+        campaign: Gives the seeds, the metric and the confidence.
+        results: Of any variants; those without faults are left out.
+        names: What to call each; its variant's name if None.
+    """
+    first: dict[tuple[float, str | None], tuple[str, Result]] = {}
+    found = []
+    for name, result in zip(names or [result.variant for result in results], results, strict=True):
+        if result.stopped is None:
+            continue
+        base_name, base = first.setdefault((result.flip_rate, result.label), (name, result))
+        if base is result:
+            continue
+        try:
+            difference = campaign.difference(base, result)
+        except InputError:  # infinite errors on both sides have no difference
+            continue
+        interval = difference.interval
+        found.append(
+            Difference(
+                first=base_name,
+                second=name,
+                flip_rate=result.flip_rate,
+                label=result.label,
+                mean=interval.mean,
+                ci_low=interval.low,
+                ci_high=interval.high,
+                interval=interval.method,
+                pairs=difference.pairs,
+            )
+        )
+    return found
 
 
 def environment() -> Environment:
@@ -187,7 +237,7 @@ def environment() -> Environment:
         onnxruntime=ort.__version__,
         numpy=np.__version__,
         cpu=_cpu(),
-        session_options={"graph_optimization_level": SESSION_LEVEL, "providers": "CPUExecutionProvider"},
+        session_options=SESSION_OPTIONS,
     )
 
 

@@ -11,9 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qtaml_onnx.errors import InputError
 
 __all__ = [
+    "Difference",
     "Environment",
     "Evaluation",
     "EvaluationResult",
+    "IntervalSection",
     "MethodResult",
     "Report",
     "json_schema",
@@ -110,6 +112,32 @@ class Prediction(_Section):
     saturation_level: float | None = Field(None, description="the relative noise energy at which the ratio is taken")
 
 
+IntervalName = Literal["t", "wilson", "betting", "t-mixture"]
+
+
+class IntervalSection(_Section):
+    """A mean and its confidence interval."""
+
+    mean: float
+    ci_low: float
+    ci_high: float
+    interval: IntervalName
+
+
+class Difference(_Section):
+    """What a variant does better than another under the same faults: the mean of the differences of paired trials."""
+
+    first: str
+    second: str
+    flip_rate: float
+    label: str | None = None
+    mean: float = Field(description="second − first in the metric")
+    ci_low: float
+    ci_high: float
+    interval: IntervalName
+    pairs: int = Field(description="trials with the same seed")
+
+
 class EvaluationResult(_Section):
     """The metric of one variant at one rate."""
 
@@ -119,10 +147,21 @@ class EvaluationResult(_Section):
     ci_low: float
     ci_high: float
     trials: int
-    interval: Literal["t", "wilson"] = Field(
-        "t", description="t: over trials, the randomness of the faults; wilson: over samples, for models without faults"
+    interval: IntervalName = Field(
+        "t",
+        description="over trials, the randomness of the faults: t of a fixed number, betting or t-mixture of a number "
+        "that the trials decided; wilson: over samples, for models without faults",
     )
     label: str | None = Field(None, description="where the rate came from, such as a retention time")
+    stopped: Literal["trials", "precision"] | None = Field(
+        None, description="what ended the trials: their number, or the precision that was asked for"
+    )
+    metrics: dict[str, IntervalSection] = Field(default_factory=dict, description="all metrics that were measured")
+    outcomes: dict[str, IntervalSection] | None = Field(
+        None,
+        description="share of samples that are masked, tolerable, critical or detected, against the same model without "
+        "faults; null for models without faults",
+    )
 
 
 class MethodResult(_Section):
@@ -148,6 +187,8 @@ class Evaluation(_Section):
     confidence: float
     results: list[EvaluationResult]
     comparison: list[MethodResult] = Field(default_factory=list, description="filled by --compare")
+    precision: float | None = Field(None, description="half-width at which trials ended; null for a fixed number")
+    differences: list[Difference] = Field(default_factory=list, description="paired, at each rate")
 
 
 class Environment(_Section):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from qtaml_onnx.campaign.statistics import t_interval, wilson_interval
+from qtaml_onnx.campaign.sequential import betting_interval
+from qtaml_onnx.campaign.statistics import paired_difference, t_interval, wilson_interval
 from qtaml_onnx.errors import InputError
 
 
@@ -75,3 +80,89 @@ def test_refusals() -> None:
         t_interval([], 0.95)
     with pytest.raises(InputError, match="no samples"):
         wilson_interval(0, 0, 0.95)
+
+
+def test_intervals_are_cut_to_the_metric_s_bounds_only() -> None:
+    """Decibels and errors do not live in 0 to 1."""
+    decibels = [12.0, 14.0, 13.0, 40.0]
+    found = t_interval(decibels, 0.95, bounds=(-150.0, 150.0))
+    low, high = stats.t.interval(0.95, 3, np.mean(decibels), stats.sem(decibels))
+    assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
+    errors = t_interval([0.1, 0.1, 9.0], 0.95, bounds=(0.0, math.inf))
+    assert errors.low == 0.0
+    assert errors.high > 9
+    one = t_interval([3.0], 0.95, bounds=(0.0, math.inf))
+    assert (one.low, one.mean, one.high) == (0.0, 3.0, math.inf)
+    with pytest.raises(InputError, match="40, outside its bounds 0 to 1"):
+        t_interval([0.5, 40.0], 0.95)
+
+
+def test_an_infinite_trial_is_reported_and_a_nan_refused() -> None:
+    found = t_interval([0.5, math.inf, 0.6], 0.95, bounds=(0.0, math.inf))
+    assert (found.mean, found.low, found.high) == (math.inf, 0.0, math.inf)
+    with pytest.raises(InputError, match="trial 1 has the metric NaN"):
+        t_interval([0.5, math.nan], 0.95)
+    with pytest.raises(InputError, match="their mean is undefined"):
+        t_interval([math.inf, -math.inf], 0.95, bounds=(-math.inf, math.inf))
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=30), st.floats(0.01, 0.999))
+def test_t_intervals_lie_in_their_bounds(values: list[float], confidence: float) -> None:
+    found = t_interval(values, confidence)
+    assert 0 <= found.low <= found.mean + 1e-12
+    assert found.mean - 1e-12 <= found.high <= 1
+    assert found.half_width == pytest.approx((found.high - found.low) / 2)
+
+
+def test_paired_difference_is_scipy_s() -> None:
+    first = {7: 0.50, 8: 0.61, 9: 0.40, 10: 0.55}
+    second = {7: 0.58, 8: 0.66, 9: 0.49, 10: 0.66}
+    found = paired_difference(first, second, 0.9)
+    wanted = stats.ttest_rel(list(second.values()), list(first.values())).confidence_interval(0.9)
+    assert (found.interval.low, found.interval.high) == pytest.approx((wanted.low, wanted.high), rel=1e-12)
+    assert found.interval.mean == pytest.approx(0.0825, rel=1e-12)
+    assert (found.pairs, found.missing_first, found.missing_second) == (4, (), ())
+
+
+def test_paired_differences_tell_missing_pairs() -> None:
+    found = paired_difference({3: 0.1, 2: 0.2, 1: 0.3}, {5: 0.9, 2: 0.4, 3: 0.3, 4: 0.9}, 0.95)
+    assert (found.pairs, found.missing_first, found.missing_second) == (2, (4, 5), (1,))
+    assert found.interval.mean == pytest.approx(0.2)
+    with pytest.raises(InputError, match="no seed in common"):
+        paired_difference({1: 0.1}, {2: 0.1}, 0.95)
+
+
+def test_paired_differences_of_infinite_errors() -> None:
+    unbounded = (0.0, math.inf)
+    found = paired_difference({1: 0.1, 2: 0.2}, {1: math.inf, 2: 0.1}, 0.95, bounds=unbounded)
+    assert (found.interval.mean, found.interval.low) == (math.inf, -math.inf)
+    with pytest.raises(InputError, match="the difference at seed 1 is undefined"):
+        paired_difference({1: math.inf, 2: 0.2}, {1: math.inf, 2: 0.1}, 0.95, bounds=unbounded)
+
+
+def test_paired_differences_cover_and_are_narrower() -> None:
+    """2000 campaigns of 10 trials; the variants share 0.04 of spread and have 0.01 each of their own.
+
+    A difference has the deviation √2 · 0.01 instead of √2 · √(0.04² + 0.01²): 4.1 times less.
+    """
+    rng = np.random.default_rng(12)
+    covered, ratios = 0, []
+    for _ in range(2000):
+        shared = rng.normal(0, 0.04, 10)
+        first, second = (dict(enumerate(m + shared + rng.normal(0, 0.01, 10))) for m in (0.5, 0.53))
+        found = paired_difference(first, second, 0.95).interval
+        covered += found.low <= 0.03 <= found.high
+        alone = [t_interval(list(values.values()), 0.95).half_width for values in (first, second)]
+        ratios.append(np.hypot(*alone) / found.half_width)
+    assert abs(covered / 2000 - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 2000)
+    assert np.median(ratios) == pytest.approx(np.sqrt(17), rel=0.1)
+
+
+def test_paired_differences_of_campaigns_that_stopped_by_themselves() -> None:
+    """A difference of shares lies in −1 to 1, which betting has to know."""
+    rng = np.random.default_rng(13)
+    first, second = (dict(enumerate(rng.uniform(0, 1, 500))) for _ in range(2))
+    found = paired_difference(first, second, 0.95, interval=betting_interval).interval
+    wanted = betting_interval([(second[s] - first[s] + 1) / 2 for s in range(500)], 0.95)
+    assert (found.low, found.high) == pytest.approx((2 * wanted.low - 1, 2 * wanted.high - 1), abs=1e-8)
+    assert found.method == "betting"
