@@ -64,8 +64,8 @@ def inject(
         include=include,
         exclude=exclude,
     )
-    with OutputSet() as outputs:
-        save_model(stored.faulty, outputs, output)
+    with OutputSet(stored.source.files) as outputs:
+        save_model(stored.faulty, outputs, output, external_data=bool(stored.source.external_files))
         outputs.add_text(output.with_suffix(".plan.json"), stored.plan.to_json())
     if json:
         print(
