@@ -18,6 +18,7 @@ from qtaml_onnx import __version__
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.storage.codes import UNIFORM_KINDS, Code, uniform_code
+from qtaml_onnx.textio import read_text
 
 __all__ = ["BiasPlan", "CodeSpec", "FaultModel", "LeftOutTensor", "StoragePlan", "TensorPlan", "read_plan"]
 
@@ -307,10 +308,7 @@ def read_plan(path: Path) -> StoragePlan:
     Raises:
         InputError: if the file is missing, not JSON, or not a plan of this version.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"plan {path} cannot be read; keep it beside the hardened model") from error
+    text = read_text(path, "plan", "keep it beside the hardened model")
     try:
         return StoragePlan.model_validate_json(text)
     except ValidationError as error:

@@ -131,7 +131,11 @@ def _cut(data: Buffer, message: int, start: int, end: int, location: str, least:
 
 def _cut_tensor(data: Buffer, fields: list[_Field], location: str, least: int) -> list[bytes]:
     raw = [field for field in fields if field.number == _RAW_DATA]
-    elsewhere = any(field.number in (_EXTERNAL_DATA, _DATA_LOCATION) for field in fields)
+    elsewhere = any(
+        field.number == _EXTERNAL_DATA
+        or (field.number == _DATA_LOCATION and bytes(data[field.body : field.end]) != b"\0")
+        for field in fields
+    )
     if len(raw) != 1 or raw[0].kind != 2 or raw[0].end - raw[0].body < least or elsewhere:
         return [bytes(data[field.start : field.end]) for field in fields]
     reference = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)

@@ -22,6 +22,7 @@ from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.report.build import environment, evaluation_section
 from qtaml_onnx.report.schema import Evaluation
 from qtaml_onnx.stored import StoredModel, stored_model
+from qtaml_onnx.textio import printable
 
 __all__ = ["evaluate"]
 
@@ -95,7 +96,7 @@ def evaluate(
             results = [clean, *_one(campaign, model, faults[model.plan.planes], conditions, step)]
             sections.append((path, evaluation_section(campaign, results)))
     document = {
-        "models": [{"path": str(path), "evaluation": section.model_dump()} for path, section in sections],
+        "models": [{"path": printable(path), "evaluation": section.model_dump()} for path, section in sections],
         "fault_models": [
             condition.described(length, fault)
             for length in lengths
@@ -115,11 +116,11 @@ def evaluate(
         print(o.to_json(document))
     elif not quiet:
         for path, section in sections:
-            console().print(f"[bold]{path}[/bold]" if len(sections) > 1 else str(path))
+            console().print(printable(path), markup=False, style="bold" if len(sections) > 1 else None)
             console().print(results_table(section.results, section.metric, section.confidence))
-        console().print(f"{len(data)} samples of {Path(data.source).name}, seed {seed}")
+        console().print(printable(f"{len(data)} samples of {Path(data.source).name}, seed {seed}"), markup=False)
         if plot is not None:
-            print(f"picture {plot}")
+            print(f"picture {printable(plot)}")
 
 
 @dataclass(frozen=True)

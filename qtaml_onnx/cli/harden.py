@@ -22,6 +22,7 @@ from qtaml_onnx.outputs import OutputSet, check_free_space, check_output_path
 from qtaml_onnx.physics import parse_duration
 from qtaml_onnx.report import Report, render_html
 from qtaml_onnx.report.schema import Output
+from qtaml_onnx.textio import printable
 
 __all__ = ["harden"]
 
@@ -162,7 +163,7 @@ def harden(
         calibration=load_dataset(calibration, specs, "--calibration") if calibration else None,
         evaluation=load_dataset(evaluation, specs, "--eval") if evaluation else None,
         progress=TerminalProgress(quiet or json),
-        command=shlex.join(["qtaml-onnx", *sys.argv[1:]]),
+        command=printable(shlex.join(["qtaml-onnx", *sys.argv[1:]])),
     )
     report = result.report if dry_run else _write(result, output, emit_faulty, not no_html)
     print_warnings(report.warnings, quiet)
@@ -171,8 +172,8 @@ def harden(
     elif not quiet:
         summary(report)
         if not dry_run:
-            print(f"hardened model {output}")
-            print(f"report {output.with_suffix('.report.json' if no_html else '.report.html')}")
+            print(f"hardened model {printable(output)}")
+            print(f"report {printable(output.with_suffix('.report.json' if no_html else '.report.html'))}")
     result.gate()
 
 
@@ -181,7 +182,7 @@ def _write(result: HardenResult, output: Path, emit_faulty: Path | None, html: b
     external = bool(result.source.external_files)
     with OutputSet(result.source.files) as outputs:
         digest = save_model(result.model, outputs, output, external_data=external)
-        report = result.report.model_copy(update={"output": Output(path=str(output), sha256=digest)})
+        report = result.report.model_copy(update={"output": Output(path=printable(output), sha256=digest)})
         outputs.add_text(output.with_suffix(".plan.json"), result.plan.to_json())
         outputs.add_text(output.with_suffix(".report.json"), report.to_json())
         if html:

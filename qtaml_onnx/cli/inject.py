@@ -11,6 +11,7 @@ from qtaml_onnx.modelio import OutputSet, check_output_path, save_model
 from qtaml_onnx.physics import parse_duration
 from qtaml_onnx.runtime import library_path
 from qtaml_onnx.stored import stored_model
+from qtaml_onnx.textio import printable
 
 __all__ = ["inject"]
 
@@ -71,7 +72,7 @@ def inject(
         print(
             o.to_json(
                 {
-                    "output": str(output),
+                    "output": printable(output),
                     "tensors": len(stored.plan.tensors),
                     "weight_bits": stored.plan.weight_bits,
                     "operator_library": str(library_path()),
@@ -79,5 +80,6 @@ def inject(
             )
         )
     elif not quiet:
-        print(f"instrumented model {output}: {len(stored.plan.tensors)} tensors, {stored.plan.weight_bits} weight bits")
+        plan = stored.plan
+        print(f"instrumented model {printable(output)}: {len(plan.tensors)} tensors, {plan.weight_bits} weight bits")
         print(f"operator library {library_path()}")

@@ -33,6 +33,7 @@ from qtaml_onnx.report.schema import (
     TensorSection,
     Tool,
 )
+from qtaml_onnx.textio import printable
 
 __all__ = ["build_report", "environment", "evaluation_section"]
 
@@ -57,7 +58,7 @@ def build_report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
         source=Source(
-            path=str(source.path),
+            path=printable(source.path),
             sha256=source.sha256,
             opset=source.opset,
             ir_version=source.model.ir_version,
@@ -146,7 +147,7 @@ def evaluation_section(
     metric = campaign.metric
     return Evaluation(
         metric=metric.name if metric is not None else "",
-        data=Path(campaign.data.source).name,
+        data=printable(Path(campaign.data.source).name),
         samples=len(campaign.data),
         trials=campaign.trials,
         seed=campaign.seed,

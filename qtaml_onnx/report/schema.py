@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.textio import read_text
 
 __all__ = [
     "Environment",
@@ -195,11 +196,10 @@ def read_report(path: Path) -> Report:
     Raises:
         InputError: if the file is missing or not a report of a version that this program knows.
     """
+    text = read_text(path, "report", "name a report.json")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"report {path} cannot be read; check the path") from error
-    except ValueError as error:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"report {path} is not JSON; name a report.json") from error
     if (
         isinstance(data, dict)

@@ -42,7 +42,7 @@ __all__ = ["MAX_DESIGN_BITS", "design_channel_optimized"]
 
 MAX_DESIGN_BITS = 12
 _ATOMS = 8192  # groups of neighbouring weights that the design sees, for each of two ways of grouping
-_MOST_SORTED = 1 << 24  # weights that the search sees; the result is judged, and its read-out made, on all
+_MOST_SORTED = 1 << 22  # weights that the search sees; the result is judged, and its read-out made, on all
 _CHUNK = 1 << 20  # weights squared at a time in float64
 _TOLERANCE = 1e-7  # relative gain of one alternation at which it has converged
 _GRID_BITS = 10  # 2^10 − 1 points carry boundaries from one source to another
