@@ -1,6 +1,6 @@
 """Hardening models larger than memory should hold: peak memory, and speed against reading and writing the files.
 
-    python benchmarks/size.py [--gib N] [--tensor-mib M] [--inline] [--folder DIR] [--out FILE.json]
+    python benchmarks/size.py [--gib N] [--tensor-mib M] [--inline] [--only COMMAND...] [--folder DIR] [--out FILE.json]
 
 A model of MatMul layers is written, tensor by tensor, and hardened by the command line in a process of its own. Its
 memory is sampled every few milliseconds: counted is what is the process's own (RssAnon of /proc/PID/status). Pages of
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--gib", type=float, default=1.0, help="size of the model")
     parser.add_argument("--tensor-mib", type=int, default=128, help="size of each tensor")
     parser.add_argument("--inline", action="store_true", help="no external data (up to 1.8 GiB)")
+    parser.add_argument("--only", nargs="*", help="commands to measure; all if left out")
     parser.add_argument("--folder", type=Path, help="where to work; needs three times the model's size")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
@@ -158,6 +159,7 @@ def main() -> None:
             "inspect": ["inspect", str(model)],
             "inject": ["inject", str(model), "-o", str(folder / "out/f.onnx"), "--flip-rate", "0.05"],
         }
+        commands = {what: command for what, command in commands.items() if args.only is None or what in args.only}
         print(f"{size / 1e9:.2f} GB in {tensors} tensors of {args.tensor_mib * MEBI / 1e6:.0f} MB")
         for what, command in commands.items():
             usage = run(command)

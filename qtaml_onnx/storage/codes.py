@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,7 +49,7 @@ class _Bins:
 
     low: np.float32
     scale: np.float32
-    words: WordArray
+    words: NDArray[Any]
     mixed: NDArray[np.bool_]
 
     def index(self, x: NDArray[np.float32]) -> NDArray[np.int32]:
@@ -140,7 +141,7 @@ class Code:
             values = values.astype(np.float64)
         flat = np.ravel(values)
         words: WordArray = np.empty(flat.shape, dtype=word_dtype(self.bits))
-        table: WordArray = self.words.astype(word_dtype(self.bits))
+        table = self.words.astype(words.dtype)
         bins = self._bins(table) if flat.size >= _MANY and flat.dtype == np.float32 else None
         for start in range(0, flat.size, _CHUNK):
             part = flat[start : start + _CHUNK]
@@ -149,7 +150,7 @@ class Code:
             words[start : start + _CHUNK] = table[self.cells(part)] if bins is None else self._binned(part, table, bins)
         return words.reshape(values.shape)
 
-    def _bins(self, table: WordArray) -> _Bins | None:
+    def _bins(self, table: NDArray[Any]) -> _Bins | None:
         """Bins of equal width over the boundaries, for `_binned`; None where there are none of finite width."""
         boundaries = self.boundaries.astype(np.float32)
         if len(boundaries) < 2 or not np.isfinite(boundaries[[0, -1]]).all():
@@ -167,14 +168,14 @@ class Code:
         below = np.searchsorted(empty.index(boundaries), np.arange(_BINS + 3))
         return _Bins(boundaries[0], scale, table[below], mixed)
 
-    def _binned(self, part: NDArray[np.float32], table: WordArray, bins: _Bins) -> WordArray:
+    def _binned(self, part: NDArray[np.float32], table: NDArray[Any], bins: _Bins) -> NDArray[Any]:
         """The words of weights, by a table over bins.
 
         The bin of a weight never falls as the weight grows, so that a bin without a boundary lies in one cell. Only
         weights in other bins are searched for, which is ten times as slow.
         """
         index = bins.index(part)
-        words: WordArray = bins.words[index]
+        words = bins.words[index]
         rest = np.flatnonzero(bins.mixed[index])
         words[rest] = table[self.cells(part[rest])]
         return words
