@@ -58,7 +58,7 @@ class CodeBooks:
             residual: Flip rate of protected planes.
             importance: Weight of each tensor's error; equal if None.
         """
-        pools = [_spread(x) for x in tensors]
+        pools = list(map(_spread, tensors))  # a comprehension would keep each until the next one is made
         weights = importance if importance is not None and any(importance) else [1.0] * len(pools)
         self._pool = np.concatenate(pools)
         self._importance = np.concatenate(

@@ -190,6 +190,14 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "qtaml-onnx report"} | schema
 
 
+def _bounded(text: str) -> int:
+    """An integer as other programs read JSON's: of 64 bits."""
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{text[:30]} is beyond 64 bits")
+    return value
+
+
 def read_report(path: Path) -> Report:
     """Reads report.json.
 
@@ -198,7 +206,7 @@ def read_report(path: Path) -> Report:
     """
     text = read_text(path, "report", "name a report.json")
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_int=_bounded)
     except (ValueError, RecursionError) as error:
         raise InputError(f"report {path} is not JSON; name a report.json") from error
     if (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
+import re
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -15,6 +17,13 @@ STRINGS = (
     "", " ", "x", "W", "y", "\x1b[31mred\x1b[0m", "\x9b31m", "a\nb\r\tc", "\u202egnp", "../x", "/etc/passwd", "é", "😀",
     "%s%n", "[bold]", "[/x]", "{}", "#1", ".words", "W.words", "a" * 3000, "qtaml", "ai.onnx", "Conv", "MatMul", "Loop",
 )  # fmt: skip
+DEEP = "nested five thousand deep"
+"""Stands for so many brackets in what `to_text` writes; the JSON library itself writes no such thing."""
+
+
+def to_text(document: Any) -> str:
+    """JSON, with NaN and infinities as Python writes them."""
+    return json.dumps(document).replace(f'"{DEEP}"', "[" * 5000 + "]" * 5000)
 
 
 def damage_bytes(data: bytes, rng: random.Random) -> bytes:
@@ -111,11 +120,17 @@ def _value(field: FieldDescriptor, rng: random.Random) -> Any:
 
 def damage_document(document: Any, rng: random.Random) -> Any:
     """A JSON-like value with keys missing, new or renamed, and values of other types, sizes and depths."""
-    document = json.loads(json.dumps(document))
+    document = copy.deepcopy(document)
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         places = _places(document)
         if not places:
             return _odd(rng)
+        numbers = [(h, k) for h, k in places if isinstance(h[k], (int, float)) and not isinstance(h[k], bool)]
+        if numbers and rng.random() < 0.5:  # what a schema lets pass
+            holder, key = rng.choice(numbers)
+            kind = type(holder[key])
+            holder[key] = rng.choice((*map(kind, (0, 1, 2, 3, 5, 9, 255, -1)), rng.choice(INTEGERS)))
+            continue
         holder, key = rng.choice(places)
         match rng.randrange(6):
             case 0:
@@ -146,9 +161,7 @@ def _places(document: Any) -> list[tuple[Any, Any]]:
 
 
 def _odd(rng: random.Random) -> Any:
-    deep: Any = 0
-    for _ in range(rng.choice((1, 60, 5000))):
-        deep = [deep]
+    deep: Any = DEEP if rng.random() < 0.1 else [[[[0]]]]
     return rng.choice(
         (None, True, rng.choice(INTEGERS), rng.choice(FLOATS), rng.choice(STRINGS), [], {}, [1, "a"], 10**400, deep)
     )
@@ -159,24 +172,23 @@ def damage_text(text: str, rng: random.Random) -> str:
     lines = text.splitlines()
     for _ in range(rng.choice((1, 1, 2, 5))):
         at = rng.randrange(len(lines)) if lines else 0
-        match rng.randrange(6):
+        match rng.choice((0, 1, 2, 3, 3, 3, 3, 4, 5)):
             case 0 if lines:
                 del lines[at]
             case 1 if lines:
                 lines.insert(at, lines[rng.randrange(len(lines))])
-            case 2:
+            case 2 if rng.random() < 0.2:
                 rng.shuffle(lines)
-            case 3 if lines:
-                words = lines[at].split() or [""]
-                words[rng.randrange(len(words))] = str(rng.choice((*INTEGERS, *FLOATS, *STRINGS, "1e999", "0x1", "'")))
-                lines[at] = " ".join(words)
+            case 2 | 3 if lines:
+                words = re.split(r"([ ,=\[\]{}]+)", lines[at])
+                odd = rng.choice((*INTEGERS, *INTEGERS, *FLOATS, *FLOATS, rng.choice(STRINGS), "1e999", "0x1", "'"))
+                words[rng.randrange(0, len(words), 2)] = str(odd)
+                lines[at] = "".join(words)
             case 4 if lines:
                 column = rng.randrange(len(lines[at]) + 1)
-                lines[at] = (
-                    lines[at][:column] + rng.choice(("\0", "\x1b", "=", '"', "[", "]" * 999, ",")) + lines[at][column:]
-                )
+                odd = rng.choice(("\0", "\x1b", "=", '"', "[", "]" * 999, ","))
+                lines[at] = lines[at][:column] + str(odd) + lines[at][column:]
             case _:
-                lines.insert(
-                    at, rng.choice(("[" * 5000, "a=" + "[" * 3000, "[[x]]", "#", "p01,p10", "\ufeff", "nan,nan"))
-                )
+                odd = rng.choice(("[" * 5000, "a=" + "[" * 3000, "[[x]]", "#", "p01,p10", "\ufeff", "nan,nan"))
+                lines.insert(at, str(odd))
     return "\n".join(lines)
