@@ -39,13 +39,15 @@ class NameTable:
         return name
 
 
-def add_constant(model: ir.Model, owner: Owner, name: str, array: NDArray[np.generic]) -> ir.Value:
+def add_constant(model: ir.Model, owner: Owner, name: str, array: NDArray[np.generic] | ir.TensorProtocol) -> ir.Value:
     """A constant that is visible in the whole of `owner`: an initializer, or a Constant node inside a function.
 
     Before IR version 4 every initializer is a graph input as well, so that subgraphs, whose inputs are not free, get
     Constant nodes too.
     """
-    tensor = ir.tensor(array, name=name)
+    tensor: ir.TensorProtocol = ir.tensor(array, name=name) if isinstance(array, np.ndarray) else array
+    tensor.name = name
+    shape = tuple(map(int, tensor.shape))  # type: ignore[arg-type]
     if isinstance(owner, ir.Function) or (owner is not model.graph and model.ir_version < _FREE_INITIALIZERS):
         constant = ir.node("Constant", [], {"value": tensor})
         value = constant.outputs[0]
@@ -53,12 +55,12 @@ def add_constant(model: ir.Model, owner: Owner, name: str, array: NDArray[np.gen
         value.const_value = tensor
         insert_at_start(owner, [constant])
     else:
-        value = ir.val(name, tensor.dtype, ir.Shape(array.shape), const_value=tensor)
+        value = ir.val(name, tensor.dtype, ir.Shape(shape), const_value=tensor)
         owner.register_initializer(value)
         if model.ir_version < _FREE_INITIALIZERS:
             owner.inputs.append(value)
     value.type = ir.TensorType(tensor.dtype)
-    value.shape = ir.Shape(array.shape)
+    value.shape = ir.Shape(shape)
     return value
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.graph import Owner
+from qtaml_onnx.graph import Owner, constant_tensor
 from qtaml_onnx.passes._graph import NameTable, add_constant, discard, insert_at_start
 from qtaml_onnx.plan import StoragePlan, TensorPlan, table_array
 from qtaml_onnx.storage.tensor import along_channels, encode_tensor
@@ -28,6 +28,9 @@ from qtaml_onnx.weights import Weight, constant_array, find_weights
 __all__ = ["StoreWeights"]
 
 logger = logging.getLogger(__name__)
+
+_MOST_WORDS = 1 << 26
+"""Stored words of a model beyond which they are not all held in memory, but made when they are written."""
 
 
 class StoreWeights(ir.passes.InPlacePass):
@@ -46,14 +49,15 @@ class StoreWeights(ir.passes.InPlacePass):
         """Rewrites in place; raises InputError if the plan is of another model."""
         weights = {weight.name: weight for weight in find_weights(model).weights}
         names, tables = NameTable(model), _Tables()
+        later = sum(tensor.size for tensor in self.plan.tensors) > _MOST_WORDS
         for tensor in self.plan.tensors:
             weight = weights.get(tensor.name)
             if weight is None or weight.shape != tensor.shape:
                 raise InputError(f"the plan's tensor '{tensor.name}' {list(tensor.shape)} is not in this model")
             if weight.dequantize is None:
-                _store_float(model, weight, tensor, names, tables)
+                _store_float(model, weight, tensor, names, tables, later)
             else:
-                _store_quantised(model, weight, tensor, names)
+                _store_quantised(model, weight, tensor, names, later)
             logger.debug("store %s: %d-bit %s, %s", tensor.name, tensor.bits, tensor.code.kind, tensor.readout)
         logger.info("store weights: %d tensors", len(self.plan.tensors))
         return ir.passes.PassResult(model, modified=bool(self.plan.tensors))
@@ -77,16 +81,31 @@ class _Tables:
         return value
 
 
-def _store_float(model: ir.Model, weight: Weight, plan: TensorPlan, names: NameTable, tables: _Tables) -> None:
+def _words(plan: TensorPlan, source: ir.Value, later: bool) -> ir.TensorProtocol:
+    """The stored words of a constant, encoded now, or whenever they are read where those of a whole model take much."""
+    tensor = constant_tensor(source)
+
+    def encode() -> ir.TensorProtocol:
+        return ir.tensor(encode_tensor(plan, np.asarray(tensor.numpy())))
+
+    if not later:
+        return encode()
+    return ir.LazyTensor(encode, dtype=ir.DataType[plan.words_type], shape=ir.Shape(plan.shape))
+
+
+def _store_float(
+    model: ir.Model, weight: Weight, plan: TensorPlan, names: NameTable, tables: _Tables, later: bool
+) -> None:
     old = weight.value
     owner = weight.owner
-    words = encode_tensor(plan, constant_array(old))
+    words = _words(plan, old, later)
+    rank = len(plan.shape)
 
-    def constant(suffix: str, array: np.ndarray) -> ir.Value:
+    def constant(suffix: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
         return add_constant(model, owner, names.fresh(f"{plan.name}.{suffix}"), array)
 
     stored = constant("words", words)
-    scales = along_channels(np.asarray(plan.scales, dtype=np.float32), words.ndim, plan.channel_axis)
+    scales = along_channels(np.asarray(plan.scales, dtype=np.float32), rank, plan.channel_axis)
     nodes: list[ir.Node] = []
 
     def then(op_type: str, inputs: list[ir.Value], attributes: dict[str, int] | None = None) -> ir.Value:
@@ -109,7 +128,7 @@ def _store_float(model: ir.Model, weight: Weight, plan: TensorPlan, names: NameT
         value = then("Gather", [table, index], {"axis": 0})
     scale = constant("scale", scales)
     if plan.input_scales is not None:
-        columns = along_channels(np.asarray(plan.input_scales, dtype=np.float16), words.ndim, plan.input_axis)
+        columns = along_channels(np.asarray(plan.input_scales, dtype=np.float16), rank, plan.input_axis)
         factor = then("Cast", [constant("input_scale", columns)], {"to": ir.DataType.FLOAT})
         scale = then("Mul", [scale, factor])
     value = then("Mul", [value, scale])
@@ -118,9 +137,9 @@ def _store_float(model: ir.Model, weight: Weight, plan: TensorPlan, names: NameT
         if ir.DataType[plan.dtype].itemsize < ir.DataType.FLOAT.itemsize:
             # A CPU without half-precision kernels casts back, and onnxruntime drops the two casts, rounding and all,
             # where the weight is not constant (under faults). A Reshape between them keeps the rounding.
-            shape = constant("shape", np.asarray(words.shape, dtype=np.int64))
+            shape = constant("shape", np.asarray(plan.shape, dtype=np.int64))
             value = then("Reshape", [value, shape])
-    value.type, value.shape = ir.TensorType(ir.DataType[plan.dtype]), ir.Shape(words.shape)
+    value.type, value.shape = ir.TensorType(ir.DataType[plan.dtype]), ir.Shape(plan.shape)
     _take_place(old, value, owner, nodes, stored)
 
 
@@ -138,14 +157,13 @@ def _take_place(old: ir.Value, new: ir.Value, owner: Owner, nodes: list[ir.Node]
     discard(old)
 
 
-def _store_quantised(model: ir.Model, weight: Weight, plan: TensorPlan, names: NameTable) -> None:
+def _store_quantised(model: ir.Model, weight: Weight, plan: TensorPlan, names: NameTable, later: bool) -> None:
     node = weight.dequantize
     if node is None:
         raise InputError(f"'{plan.name}' is not behind a DequantizeLinear")
     old = weight.stored
     owner = weight.owner
-    words = encode_tensor(plan, constant_array(old))
-    stored = add_constant(model, owner, names.fresh(plan.words_name), words)
+    stored = add_constant(model, owner, names.fresh(plan.words_name), _words(plan, old, later))
     value, nodes = stored, []
     if plan.form == "integer-table":
         table = add_constant(model, owner, names.fresh(f"{plan.name}.table"), table_array(plan))
@@ -156,7 +174,7 @@ def _store_quantised(model: ir.Model, weight: Weight, plan: TensorPlan, names: N
         cast.outputs[0].name = names.fresh(f"{plan.name}.read_out/Cast_output")
         gather.outputs[0].name = names.fresh(f"{plan.name}.read_out/Gather_output")
         value, nodes = gather.outputs[0], [cast, gather]
-        value.type, value.shape = ir.TensorType(ir.DataType[plan.dtype]), ir.Shape(words.shape)
+        value.type, value.shape = ir.TensorType(ir.DataType[plan.dtype]), ir.Shape(plan.shape)
         _replace_scale(model, weight, plan, names)
     node.replace_input_with(0, value)
     if nodes:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.textio import read_text
 
 __all__ = [
     "FlipRates",
@@ -93,13 +94,12 @@ class FlipRates:
         Raises:
             InputError: the file cannot be read, or a row is not two numbers in [0, 1).
         """
+        text = read_text(Path(path), "table of flip rates", "write a row a bit plane, columns p01,p10")
         try:
-            text = Path(path).read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the flip rates in {path}: {error}") from error
-        rows = [
-            (number, row) for number, row in enumerate(csv.reader(text.splitlines()), 1) if any(map(str.strip, row))
-        ]
+            read = list(enumerate(csv.reader(text.splitlines()), 1))
+        except csv.Error as error:
+            raise InputError(f"{path} is no table ({error}); write a row a bit plane, columns p01,p10") from error
+        rows = [(number, row) for number, row in read if any(map(str.strip, row))]
         columns = (0, 1)
         if rows and not _is_number(rows[0][1][0]):
             header = [cell.strip().lower() for cell in rows.pop(0)[1]]

@@ -6,7 +6,7 @@ all, within a few tenths of a decibel of a code a tensor, and its table is store
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,7 @@ class CodeBooks:
 
     def __init__(
         self,
-        tensors: Sequence[NDArray[np.float32]],
+        tensors: Iterable[NDArray[np.float32]],
         rates: FlipRates,
         residual: float = 0.0,
         importance: Sequence[float] | None = None,
@@ -53,12 +53,12 @@ class CodeBooks:
         """Pools the weights.
 
         Args:
-            tensors: Normalised weights of each tensor.
+            tensors: Normalised weights of each tensor; each is looked at once.
             rates: Flip rates, as many planes as the longest word.
             residual: Flip rate of protected planes.
             importance: Weight of each tensor's error; equal if None.
         """
-        pools = [_spread(x) for x in tensors]
+        pools = list(map(_spread, tensors))  # a comprehension would keep each until the next one is made
         weights = importance if importance is not None and any(importance) else [1.0] * len(pools)
         self._pool = np.concatenate(pools)
         self._importance = np.concatenate(

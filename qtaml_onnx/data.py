@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import lzma
+import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.memory import available_memory
 
 __all__ = ["Dataset", "InputSpec", "input_specs", "load_dataset", "synthetic_dataset"]
 
@@ -20,6 +26,13 @@ Array = NDArray[np.generic]
 LABELS = "labels"
 _UNREADABLE = (
     OSError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,  # a compression that zipfile does not know
+    RecursionError,
+    SyntaxError,  # a header that is no literal
+    struct.error,
+    lzma.LZMAError,
     ValueError,  # pickled arrays, a header that is none
     EOFError,
     KeyError,
@@ -28,6 +41,7 @@ _UNREADABLE = (
     RuntimeError,  # an encrypted archive
     zipfile.BadZipFile,
     zlib.error,
+    tokenize.TokenError,
 )
 _GUESSED_EXTENT = 16
 """Extent of a dynamic axis other than the batch in synthetic inputs."""
@@ -128,16 +142,8 @@ def load_dataset(path: Path, specs: list[InputSpec], option: str) -> Dataset:
     Raises:
         InputError: if the file is missing or no `.npz`, or an array is missing or has the wrong rank, dtype or length.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            present = list(file.files)
-            wanted = [spec.name for spec in specs] + [LABELS]
-            arrays = {name: np.asarray(file[name]) for name in present if name in wanted}
-    except FileNotFoundError as error:
-        raise InputError(f"{option} {path}: no such file; check the path") from error
-    except _UNREADABLE as error:
-        raise InputError(f"{option} {path} is not an .npz file of plain arrays; save it with numpy.savez") from error
-    labels = arrays.pop(LABELS, None) if all(spec.name != LABELS for spec in specs) else None
+    present, arrays = _read_arrays(path, [*(spec.name for spec in specs), LABELS], option)
+    labels: NDArray[Any] | None = arrays.pop(LABELS, None) if all(spec.name != LABELS for spec in specs) else None
     if labels is not None and not labels.ndim:
         raise InputError(f"{option} {path}: labels are a single number; save one a sample")
     for spec in specs:
@@ -164,6 +170,53 @@ def load_dataset(path: Path, specs: list[InputSpec], option: str) -> Dataset:
         )
     one_by_one = extra == {1}
     return Dataset(arrays, labels, one_by_one, None if one_by_one else _batch(specs), str(path))
+
+
+def _read_arrays(path: Path, wanted: list[str], option: str) -> tuple[list[str], dict[str, Array]]:
+    """The names in an `.npz` file, and the arrays of the names that are wanted."""
+    try:
+        if path.exists() and not path.is_file():
+            raise TypeError("no regular file")
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise TypeError("a lone array")
+            present = list(file.files)
+            chosen = [name for name in present if name in wanted]
+            _check_sizes(path, file, chosen, option)
+            return present, {name: np.asarray(file[name]) for name in chosen}
+    except FileNotFoundError as error:
+        raise InputError(f"{option} {path}: no such file; check the path") from error
+    except _UNREADABLE as error:
+        raise InputError(f"{option} {path} is not an .npz file of plain arrays; save it with numpy.savez") from error
+
+
+def _check_sizes(path: Path, file: np.lib.npyio.NpzFile, names: list[str], option: str) -> None:
+    """Refuses arrays that would not fit in memory, by what the archive says of them, before any is unpacked.
+
+    An archive may say too little: NumPy reads no more than the array's own header asks for, and that is checked against
+    the same figure.
+    """
+    archive = file.zip
+    if archive is None:
+        raise TypeError("closed")
+    free = available_memory()
+    total = 0
+    for name in names:
+        member = archive.getinfo(name if name in archive.namelist() else f"{name}.npy")
+        total += member.file_size
+        if total > free:
+            raise InputError(
+                f"{option} {path}: its arrays take {total / 1e9:.1f} GB, more than the {free / 1e9:.1f} GB of memory "
+                "that are free; save fewer samples"
+            )
+        with archive.open(member) as content:
+            version = np.lib.format.read_magic(content)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, _fortran, dtype = read[min(version, (2, 0))](content)
+            if dtype.hasobject or any(extent < 0 for extent in shape):
+                raise ValueError("pickled, or no shape")
+            if math.prod(shape) * dtype.itemsize + content.tell() != member.file_size:
+                raise ValueError("the header does not fit the data")
 
 
 def _batch(specs: list[InputSpec]) -> int | None:

@@ -18,7 +18,7 @@ from qtaml_onnx.data import Dataset, input_specs, load_dataset, synthetic_datase
 from qtaml_onnx.deviations import DEVICES, ROUNDS, DeviationRestorer
 from qtaml_onnx.errors import GateError, InputError
 from qtaml_onnx.methods import METHODS, Method
-from qtaml_onnx.modelio import SourceModel, load_model
+from qtaml_onnx.modelio import SourceModel, constant_bytes, load_model
 from qtaml_onnx.options import HardenOptions
 from qtaml_onnx.passes.correct_bias import CorrectBias
 from qtaml_onnx.passes.inject_faults import InjectFaults
@@ -29,6 +29,7 @@ from qtaml_onnx.progress import Progress, Silent
 from qtaml_onnx.report.build import build_report
 from qtaml_onnx.report.schema import Report
 from qtaml_onnx.sensitivity import measure_sensitivity
+from qtaml_onnx.weights import Inventory
 
 __all__ = ["HardenOptions", "HardenResult", "harden", "harden_source"]
 
@@ -38,6 +39,12 @@ PROBES = 3
 _CALIBRATION_SAMPLES = 128
 _STATISTICS_SAMPLES = 1024
 _SYNTHETIC_SAMPLES = 8
+_INPUTS_WITH_DEFAULTS = 4
+"""The IR version from which an initializer that is a graph input may be fed by a caller."""
+
+_MOST_PROBED = 1 << 30
+"""Bytes of constants up to which a model is run without being asked to."""
+
 _SEARCH_SAMPLES = 1000
 """Samples that a search for the smallest budget looks at; the final figures use all."""
 
@@ -51,12 +58,14 @@ class HardenResult:
         faulty: The same model with fault operators.
         plan: The decision.
         report: What was decided, predicted and measured.
+        source: The model that was hardened.
     """
 
     model: ir.Model
     faulty: ir.Model
     plan: StoragePlan
     report: Report
+    source: SourceModel
     fail_under: float | None = field(default=None)
 
     def gate(self) -> None:
@@ -148,10 +157,10 @@ def harden_source(
         input_scales=options.input_scales,
         codes={method.name: options.code} if options.code else None,
     )
-    warnings: list[str] = []
+    warnings = _overridable(source, inventory)
     if calibration is not None and method.corrects_bias:
         _calibrate(planner, calibration, options.bias_correction, progress)
-    if method.needs_sensitivity:
+    if method.needs_sensitivity and _is_probed(source, options, calibration is not None, warnings):
         _probe(planner, method, calibration, options.seed, progress, warnings)
     restore = _restorer(planner, calibration, options.seed)
     results: list[Result] = []
@@ -170,6 +179,7 @@ def harden_source(
         faulty,
         plan,
         build_report(source, planner, method, plan, campaign, results, comparison, warnings, command),
+        source,
         options.fail_under,
     )
 
@@ -197,6 +207,32 @@ def _calibrate(planner: Planner, calibration: Dataset, correct_biases: bool, pro
             planner.source.model, list(planner.layers.values()), data, batch_size=batch, progress=step
         )
     planner.use_statistics(statistics, correct_biases=correct_biases)
+
+
+def _is_probed(source: SourceModel, options: HardenOptions, calibrated: bool, warnings: list[str]) -> bool:
+    """Whether sensitivity is measured: it needs several times the model in memory."""
+    if options.sensitivity == "auto" and not calibrated and constant_bytes(source.model) > _MOST_PROBED:
+        warnings.append(
+            "more than 1 GiB of weights and no calibration data: tensors are weighed by their magnitude; "
+            "give --calibration FILE.npz or --sensitivity probe to run the model, which takes several times its size "
+            "in memory"
+        )
+        return False
+    return options.sensitivity != "magnitude"
+
+
+def _overridable(source: SourceModel, inventory: Inventory) -> list[str]:
+    """A warning where callers could feed weights: stored words have no such input. IR 3 lists all initializers so."""
+    if source.model.ir_version < _INPUTS_WITH_DEFAULTS:
+        return []
+    names = [weight.name for weight in inventory.weights if weight.value.is_graph_input()]
+    if not names:
+        return []
+    shown = ", ".join(f"'{name}'" for name in names[:3]) + (", …" if len(names) > 3 else "")
+    return [
+        f"{len(names)} weights are graph inputs with defaults as well ({shown}): they are hardened, "
+        "and callers can no longer feed them; keep them as they are with --exclude"
+    ]
 
 
 def _probe(

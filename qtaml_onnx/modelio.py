@@ -1,24 +1,49 @@
-"""Reads and writes ONNX models: nothing half-read, nothing half-written, no path followed out of the model's folder."""
+"""Reads and writes ONNX models: nothing half-read, nothing half-written, no path followed out of the model's folder.
+
+Large tensors are never held in memory: they are read where they are, in the model's file or in its external data, and
+written one after the other.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
-from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model
 
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.external_data import (
+    ExternalData,
+    check_overlaps,
+    external_files,
+    locate,
+    open_buffer,
+    resolve_tensors,
+    tensor_bytes,
+)
 from qtaml_onnx.graph import constant_tensor, graphs_of, is_constant, walk
+from qtaml_onnx.outputs import OutputSet, check_free_space, check_output_path
+from qtaml_onnx.validation import check_proto, first_line, tensors_of
+from qtaml_onnx.wire import Buffer, StreamedTensor, cut_raw_data, write_inline
 
-__all__ = ["OutputSet", "SourceModel", "check_output_path", "file_sha256", "load_model", "save_model"]
+__all__ = [
+    "OutputSet",
+    "SourceModel",
+    "check_output_path",
+    "constant_bytes",
+    "file_sha256",
+    "least_hardened_bytes",
+    "load_model",
+    "save_model",
+]
 
 PLAN_KEY = "qtaml_onnx.plan_sha256"
 """The metadata entry by which a hardened model names its plan."""
@@ -26,20 +51,36 @@ PLAN_KEY = "qtaml_onnx.plan_sha256"
 FAULT_DOMAIN = "qtaml"
 """Domain of the fault operators."""
 
-OLDEST_OPSET = 7
-"""Broadcasting arithmetic, which every read-out uses, came with opset 7."""
+_EXTERNAL_THRESHOLD = 1_800_000_000
+"""Above this many bytes of constants a model is saved with external data (protobuf ends at 2 GiB)."""
 
-_EXTERNAL_THRESHOLD = 1 << 30
-"""Above this many bytes of weights a model is saved with external data (protobuf ends at 2 GiB)."""
+_SEPARATE = 1 << 16
+"""Bytes from which on a tensor is read in place and written by itself."""
+
+_ALIGNMENT = 4096
+"""Tensors in a file of external data start at whole pages, so that they can be mapped."""
 
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A model as read: the path and hash that a report names, and the graph to work on."""
+    """A model as read: the path and hash that a report names, and the graph to work on.
+
+    Attributes:
+        path: The file.
+        sha256: Of the file, without its external data.
+        model: The graph; its large tensors are views of the files' bytes.
+        external_files: Files of external data that it has.
+    """
 
     path: Path
     sha256: str
     model: ir.Model
+    external_files: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that the model is made of."""
+        return (self.path, *self.external_files)
 
     @property
     def hardened(self) -> bool:
@@ -76,274 +117,221 @@ def file_sha256(path: Path) -> str:
 def load_model(path: str | os.PathLike[str]) -> SourceModel:
     """Reads and checks a model.
 
-    External data is read from inside the model's folder alone.
+    External data is read from inside the model's folder alone. The file and its external data must not change while
+    the result is in use, as large tensors are read from them when they are needed.
 
     Raises:
         InputError: if the file is missing, empty, not an ONNX model, refused by the ONNX checker, older than opset 7,
-            or names external data outside its folder.
+            or names external data that is outside its folder, missing or not as long as its tensors.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file; check the path")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name the .onnx file in it")
+    data = _read(path)
+    proto, own = _parse(path, data)
+    places: dict[tuple[str, int, int], ExternalData] = {}
+    elsewhere = []
+    for tensor in tensors_of(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            place = _own_data(path, tensor) if _location(tensor) == own else locate(path, tensor)
+            if _location(tensor) != own:
+                elsewhere.append(place)
+                _normalise(tensor, place)
+            places[_location(tensor), place.start, place.end - place.start] = place
+    check_overlaps(path, elsewhere)
+    check_proto(path, proto)
+    files = external_files(elsewhere)
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    if not data:
-        raise InputError(f"{path} is empty; export the model again")
-    proto = _parse(path, data)
-    _check(path, proto)
-    try:
+        buffers = {path.resolve(): data} | {file: open_buffer(file) for file in files}
         model = ir.from_proto(proto)
+        resolve_tensors(model, places, buffers)
+    except OSError as error:
+        raise InputError(
+            f"{path}: its external data cannot be read ({error.strerror or error}); copy it again"
+        ) from error
     except Exception as error:  # wraps whatever went wrong, without a common base
-        raise InputError(f"{path}: its graph cannot be read: {_first_line(error)}; export the model again") from error
-    return SourceModel(path, hashlib.sha256(data).hexdigest(), model)
+        raise InputError(f"{path}: its graph cannot be read: {first_line(error)}; export the model again") from error
+    return SourceModel(path, hashlib.sha256(data).hexdigest(), model, files)
 
 
-def _parse(path: Path, data: bytes) -> onnx.ModelProto:
+def _read(path: Path) -> Buffer:
+    try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; name the .onnx file in it")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no regular file; save the model to one")
+        data = open_buffer(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; check the path") from error
+    except (OSError, ValueError) as error:  # also a name with a NUL in it
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason}); check its name and permissions") from error
+    if not len(data):
+        raise InputError(f"{path} is empty; export the model again")
+    return data
+
+
+def _parse(path: Path, data: Buffer) -> tuple[onnx.ModelProto, str]:
+    """The model without its large tensors, and what the place of these is called in it."""
+    own = f"{path.name}#{secrets.token_hex(16)}"  # a name that the file itself cannot know
     proto = onnx.ModelProto()
     try:
-        proto.ParseFromString(data)
+        proto.ParseFromString(cut_raw_data(data, own, _SEPARATE))
     except (DecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not an ONNX model or is truncated; export or copy it again") from error
+        raise InputError(
+            f"{path} is not an ONNX model or is truncated (or nests its graphs too deeply); export or copy it again"
+        ) from error
     if not proto.HasField("graph") or not proto.opset_import or not proto.ir_version:
         raise InputError(f"{path} is not an ONNX model (no graph, opset or IR version); name an .onnx file")
-    if any(graph.sparse_initializer or any(map(_is_sparse, graph.node)) for graph in _graphs(proto)):
-        raise InputError(f"{path} has sparse tensors, which are not supported; export it with dense ones")
-    for tensor in _external_tensors(proto):
-        _check_location(path, tensor)
+    return proto, own
+
+
+def _location(tensor: onnx.TensorProto) -> str:
+    return next((entry.value for entry in reversed(tensor.external_data) if entry.key == "location"), "")
+
+
+def _own_data(path: Path, tensor: onnx.TensorProto) -> ExternalData:
+    """The place of a tensor in the model's own file."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    start, length = int(entries["offset"]), int(entries["length"])
     try:
-        load_external_data_for_model(proto, str(path.parent))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise InputError(f"{path}: its external data cannot be read: {_first_line(error)}") from error
-    return proto
-
-
-def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    yield proto.graph
-    stack = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
-    while stack:
-        for attribute in stack.pop().attribute:
-            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield graph
-                stack.extend(graph.node)
-
-
-def _is_sparse(node: onnx.NodeProto) -> bool:
-    return any(attribute.HasField("sparse_tensor") for attribute in node.attribute)
-
-
-def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    for tensor in onnx.external_data_helper._get_all_tensors(proto):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            yield tensor
-
-
-def _check_location(path: Path, tensor: onnx.TensorProto) -> None:
-    try:
-        location = ExternalDataInfo(tensor).location
+        needed = tensor_bytes(tensor)
     except ValueError as error:
+        raise InputError(f"{path}: tensor '{tensor.name}': {error}; export the model again") from error
+    if length != needed:
         raise InputError(
-            f"{path}: external data of tensor '{tensor.name}': {_first_line(error)}; copy it again"
-        ) from error
-    folder = path.parent.resolve()
-    target = (folder / location).resolve()
-    if not location or Path(location).is_absolute() or folder not in target.parents:
-        raise InputError(
-            f"{path}: tensor '{tensor.name}' points to '{location}', outside the model's folder; "
-            "put its external data beside the model"
+            f"{path}: tensor '{tensor.name}' has {length} bytes of data, its type and shape need {needed}; "
+            "export the model again"
         )
-    if not target.is_file():
-        raise InputError(f"{path}: external data '{location}' of tensor '{tensor.name}' is missing; copy it along")
+    return ExternalData(tensor.name, path.resolve(), start, start + length)
 
 
-def _check(path: Path, proto: onnx.ModelProto) -> None:
-    opset = {entry.domain: entry.version for entry in proto.opset_import}.get("", 0)
-    if not opset:
-        raise InputError(f"{path}: imports no version of the ONNX operator set; export it again")
-    if opset < OLDEST_OPSET:
-        raise InputError(f"{path}: opset {opset} is too old; convert it to opset {OLDEST_OPSET} or newer")
-    if proto.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
-        return  # the checker takes larger models from a file alone, and refuses external data it has not seen
-    try:
-        onnx.checker.check_model(proto)
-    except onnx.checker.ValidationError as error:
-        raise InputError(f"{path}: the ONNX checker refuses it: {_first_line(error)}") from error
+def _normalise(tensor: onnx.TensorProto, place: ExternalData) -> None:
+    """Spells out a tensor's offset and length, and leaves away what else the entry says (a checksum)."""
+    location = _location(tensor)
+    del tensor.external_data[:]
+    for key, value in (("location", location), ("offset", place.start), ("length", place.end - place.start)):
+        tensor.external_data.add(key=key, value=str(value))
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def save_model(model: ir.Model, outputs: OutputSet, path: Path, *, external_data: bool = False) -> str:
+    """Adds a model to a set of outputs, tensor by tensor.
 
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def check_output_path(path: Path, source: Path | None = None) -> None:
-    """Refuses, before any work is done, an output that could not be written or that would overwrite the input.
-
-    Raises:
-        InputError: if the folder does not exist or is not writable, or `path` is a folder or the source itself.
-    """
-    folder = path.parent
-    if not folder.is_dir():
-        raise InputError(f"output folder {folder} does not exist; make it or choose another with -o")
-    if path.is_dir():
-        raise InputError(f"output {path} is a folder; name a file in it")
-    if source is not None and path.exists() and source.exists() and path.samefile(source):
-        raise InputError(f"output {path} is the input model; choose another name with -o")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"output folder {folder} is not writable ({error.strerror}); choose another with -o"
-        ) from error
-
-
-class OutputSet:
-    """Several output files that appear together or not at all.
-
-    Each is first written in full to a temporary file in its own folder; at the end all are renamed, and if that fails
-    for one of them, those renamed before it are put back as they were.
-    """
-
-    def __init__(self) -> None:
-        """Starts with no files."""
-        self._pending: list[tuple[Path, Path]] = []
-
-    def __enter__(self) -> OutputSet:
-        """Starts the set."""
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        """Moves all files into place if nothing failed; else removes the temporary ones."""
-        try:
-            if kind is None:
-                self._commit()
-        finally:
-            for temporary, _path in self._pending:
-                temporary.unlink(missing_ok=True)
-
-    def _commit(self) -> None:
-        done: list[tuple[Path, Path | None]] = []
-        try:
-            for temporary, path in self._pending:
-                done.append((path, _keep(path)))
-                temporary.replace(path)
-        except BaseException as error:
-            for path, kept in reversed(done):
-                if kept is not None:
-                    kept.replace(path)
-                else:
-                    path.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise _not_written(done[-1][0] if done else Path(), error) from error
-            raise
-        for _path, kept in done:
-            if kept is not None:
-                kept.unlink(missing_ok=True)
-
-    def add(self, path: Path, write: Callable[[Path], None]) -> None:
-        """Calls `write` on a temporary path that takes the place of `path` when the set ends well.
-
-        Raises:
-            InputError: if `path` is a folder or in the set already, the disk is full or the file cannot be written.
-        """
-        if path.is_dir():
-            raise InputError(f"output {path} is a folder; name a file in it")
-        if any(path.resolve() == other.resolve() for _temporary, other in self._pending):
-            raise InputError(f"two outputs would be written to {path}; give them different names")
-        try:
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-            os.close(handle)
-            temporary = Path(name)
-            self._pending.append((temporary, path))
-            temporary.chmod(0o666 & ~_umask())
-            write(temporary)
-        except OSError as error:
-            raise _not_written(path, error) from error
-
-    def add_text(self, path: Path, text: str) -> None:
-        """Adds a UTF-8 text file."""
-        self.add(path, lambda temporary: _write_text(temporary, text))
-
-
-def _not_written(path: Path, error: OSError) -> InputError:
-    return InputError(f"{path} cannot be written ({error.strerror or error}); free space or choose another -o")
-
-
-def _keep(path: Path) -> Path | None:
-    """A second name for a file that is about to be replaced; None if there is no such file."""
-    if not path.exists():
-        return None
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old")
-    os.close(handle)
-    kept = Path(name)
-    try:
-        kept.unlink()
-        try:
-            os.link(path, kept)
-        except OSError:  # a file system without links
-            shutil.copy2(path, kept)
-    except BaseException:
-        kept.unlink(missing_ok=True)
-        raise
-    return kept
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def save_model(model: ir.Model, outputs: OutputSet, path: Path) -> str:
-    """Adds a model to a set of outputs; one with more than 1 GiB of weights gets external data `<name>.data` beside it.
+    One with more than 1.8 GB of constants, and any if `external_data`, gets its tensors in `<name>.data` beside it.
 
     Returns:
         The SHA-256 of the model's file.
 
     Raises:
-        InputError: if it cannot be written.
+        InputError: if it cannot be written, or its disk is too full.
     """
-    if _constant_bytes(model) <= _EXTERNAL_THRESHOLD:
-        data = ir.to_proto(model).SerializeToString(deterministic=True)
-        outputs.add(path, lambda temporary: _write_bytes(temporary, data))
-        return hashlib.sha256(data).hexdigest()
-    try:
-        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise _not_written(path, error) from error
-    with folder:
-        staged = Path(folder.name) / path.name
-        try:
-            ir.save(model, staged, external_data=f"{path.name}.data")
-        except OSError as error:
-            raise _not_written(path, error) from error
-        digest = file_sha256(staged)
-        outputs.add(path, lambda temporary: _move(staged, temporary))
-        outputs.add(path.with_name(f"{path.name}.data"), lambda temporary: _move(Path(f"{staged}.data"), temporary))
-    return digest
+    total = constant_bytes(model)
+    check_free_space(path, total)
+    external = external_data or total > _EXTERNAL_THRESHOLD
+    skeleton, tensors = _without_large_tensors(model, f"{path.name}.data", subgraphs=external)
+    proto = ir.to_proto(skeleton)
+    digest: list[str] = []
+    if external:
+        outputs.add(path, functools.partial(_write_skeleton, proto, digest))
+        outputs.add(path.with_name(f"{path.name}.data"), functools.partial(_write_data, tensors))
+    else:
+        outputs.add(path, functools.partial(_write_whole, proto, tensors, digest))
+    return digest[0]
 
 
-def _constant_bytes(model: ir.Model) -> int:
-    """Bytes of all constants of a model, wherever they are held."""
-    total = 0
-    for _root, graph in graphs_of(model):
-        local = graph.graph if isinstance(graph, ir.Function) else graph
-        total += sum(value.const_value.nbytes for value in local.initializers.values() if value.const_value is not None)
-        for node in graph:
-            if node.op_type == "Constant" and is_constant(node.outputs[0]):
-                total += constant_tensor(node.outputs[0]).nbytes
-    return total
+@dataclass(frozen=True)
+class _Placed:
+    """A large initializer and where it starts in the external data."""
+
+    name: str
+    tensor: ir.TensorProtocol
+    start: int
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
+def _without_large_tensors(model: ir.Model, location: str, *, subgraphs: bool) -> tuple[ir.Model, list[_Placed]]:
+    """A copy of a model in which references stand in for the large initializers, and these in order."""
+    copy = model.clone()
+    placed: list[_Placed] = []
+    end = 0
+    for _root, graph in graphs_of(copy):
+        if isinstance(graph, ir.Function) or (graph is not copy.graph and not subgraphs):
+            continue
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < _SEPARATE or tensor.dtype == ir.DataType.STRING:
+                continue
+            start = -(-end // _ALIGNMENT) * _ALIGNMENT
+            end = start + tensor.nbytes
+            placed.append(_Placed(str(value.name), tensor, start))
+            value.const_value = ir.ExternalTensor(
+                location,
+                start,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(tuple(map(int, tensor.shape))),  # type: ignore[arg-type]
+                name=str(value.name),
+                doc_string=tensor.doc_string,
+            )
+    return copy, placed
+
+
+def _write_skeleton(proto: onnx.ModelProto, digest: list[str], path: Path) -> None:
+    data = _serialised(proto)
+    digest.append(hashlib.sha256(data).hexdigest())
     path.write_bytes(data)
 
 
-def _move(source: Path, target: Path) -> None:
-    source.replace(target)
+def _serialised(proto: onnx.ModelProto) -> bytes:
+    try:
+        return proto.SerializeToString(deterministic=True)
+    except Exception as error:  # protobuf's own, which says no more than that
+        raise InputError(
+            "more than 2 GiB of constants are no initializers (Constant nodes, functions); export them as initializers"
+        ) from error
+
+
+def _write_data(tensors: list[_Placed], path: Path) -> None:
+    with path.open("wb") as file:
+        for placed in tensors:
+            file.write(bytes(placed.start - file.tell()))
+            file.flush()  # tensors write to the file descriptor
+            _to_file(placed.tensor, file)
+
+
+def _write_whole(proto: onnx.ModelProto, tensors: list[_Placed], digest: list[str], path: Path) -> None:
+    streamed = {
+        placed.name: StreamedTensor(placed.tensor.nbytes, functools.partial(_to_file, placed.tensor))
+        for placed in tensors
+    }
+    with path.open("wb") as file:
+        write_inline(proto, streamed, file)
+    digest.append(file_sha256(path))
+
+
+def _to_file(tensor: ir.TensorProtocol, file: IO[bytes]) -> None:
+    if isinstance(tensor, (ir.Tensor, ir.PackedTensor, ir.LazyTensor)):
+        tensor.tofile(file)
+    else:
+        file.write(tensor.tobytes())
+
+
+def constant_bytes(model: ir.Model) -> int:
+    """Bytes of all constants of a model, wherever they are held."""
+    return sum(tensor.nbytes for tensor in _constants(model))
+
+
+def least_hardened_bytes(model: ir.Model, word_bytes: int) -> int:
+    """Bytes that a model takes at least when its weights are words: what is surely missing on a disk with less.
+
+    Args:
+        model: The model before hardening.
+        word_bytes: Of a stored word.
+    """
+    return sum(min(tensor.nbytes, tensor.size * word_bytes) for tensor in _constants(model))
+
+
+def _constants(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    for _root, graph in graphs_of(model):
+        local = graph.graph if isinstance(graph, ir.Function) else graph
+        yield from (value.const_value for value in local.initializers.values() if value.const_value is not None)
+        for node in graph:
+            if node.op_type == "Constant" and is_constant(node.outputs[0]):
+                yield constant_tensor(node.outputs[0])

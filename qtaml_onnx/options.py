@@ -13,6 +13,7 @@ from qtaml_onnx.uniform_codes import CODE_CHOICES
 __all__ = ["DEFAULT_METHOD", "HardenOptions"]
 
 DEFAULT_METHOD = "channel-optimized"
+SENSITIVITIES = ("auto", "probe", "magnitude")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class HardenOptions:
         bias_correction: Whether layers get self-correcting biases, where the method has them and calibration data are
             given.
         input_scales: Whether inputs of a layer get scales of their own, likewise.
+        sensitivity: How tensors are weighed: `probe` runs the model, `magnitude` looks at the weights alone and needs
+            no more memory than one tensor, `auto` probes models of at most 1 GiB, and any with calibration data.
         include: Patterns of weights to harden; all if empty.
         exclude: Patterns of weights to leave alone.
         trials: Trials a rate when evaluating.
@@ -54,6 +57,7 @@ class HardenOptions:
     per_tensor_scales: bool = False
     bias_correction: bool = True
     input_scales: bool = True
+    sensitivity: str = "auto"
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     trials: int = 20
@@ -67,6 +71,8 @@ class HardenOptions:
     def check(self, has_evaluation: bool) -> Method:
         """The method; raises InputError for options out of range or that do not go together."""
         method = method_named(self.method)
+        if self.sensitivity not in SENSITIVITIES:
+            raise InputError(f"unknown --sensitivity '{self.sensitivity}'; choose from {', '.join(SENSITIVITIES)}")
         if not 0 <= self.budget <= 1:
             raise InputError(f"--budget {self.budget:g} is not a fraction; give one from 0 to 1")
         for name, value in (("--target", self.target), ("--fail-under", self.fail_under)):

@@ -18,6 +18,7 @@ from qtaml_onnx import __version__
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.storage.codes import UNIFORM_KINDS, Code, uniform_code
+from qtaml_onnx.textio import read_text
 
 __all__ = ["BiasPlan", "CodeSpec", "FaultModel", "LeftOutTensor", "StoragePlan", "TensorPlan", "read_plan"]
 
@@ -37,7 +38,7 @@ def table_bits(bits: int) -> int:
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class FaultModel(_Value):
@@ -307,16 +308,49 @@ def read_plan(path: Path) -> StoragePlan:
     Raises:
         InputError: if the file is missing, not JSON, or not a plan of this version.
     """
+    text = read_text(path, "plan", "keep it beside the hardened model")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"plan {path} cannot be read; keep it beside the hardened model") from error
-    try:
-        return StoragePlan.model_validate_json(text)
+        plan = StoragePlan.model_validate_json(text)
+        for tensor in plan.tensors:
+            _check(tensor)
+        return plan
+    except InputError as error:
+        raise InputError(f"plan {path}: {error}; make it again with `qtaml-onnx harden`") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(f"plan {path}: {where}: {first['msg']}; make it again with `qtaml-onnx harden`") from error
+
+
+def _check(plan: TensorPlan) -> None:
+    """Refuses a tensor's plan whose parts do not fit together: a file may say anything."""
+    longest, where = 16, f"'{plan.name}'"
+    if not 1 <= plan.bits <= longest or any(extent < 1 for extent in plan.shape):
+        raise InputError(f"{where} has {plan.bits}-bit words of shape {list(plan.shape)}")
+    if (plan.bits > 8) != (plan.words_type == "UINT16"):
+        raise InputError(f"{where} has {plan.bits}-bit words in {plan.words_type}")
+    for what, axis, values in (
+        ("weight_scales", plan.channel_axis, plan.weight_scales),
+        ("scales", plan.channel_axis, plan.scales),
+        ("input_scales", plan.input_axis, plan.input_scales),
+    ):
+        if values is None or len(values) == 1:
+            continue
+        if axis is None or not 0 <= axis < len(plan.shape) or len(values) != plan.shape[axis]:
+            raise InputError(f"{where} has {len(values)} {what} along axis {axis} of shape {list(plan.shape)}")
+        if any(value == 0 for value in values) and what != "scales":
+            raise InputError(f"{where} has {what} that are 0")
+    tabled = plan.form in ("table", "integer-table")
+    if tabled != (plan.table is not None) or len(plan.table or range(1 << plan.bits)) != 1 << plan.bits:
+        raise InputError(f"{where} has no table of {1 << plan.bits} entries, or one that its form {plan.form} has not")
+    limits = (-128, 127) if plan.dtype == "INT8" else (0, 255)
+    if plan.form == "integer-table" and any(not limits[0] <= entry <= limits[1] for entry in plan.table or ()):
+        raise InputError(f"{where} has a table of integers beyond {plan.dtype}")
+    if plan.form in ("dequantize", "integer-table") and not limits[0] <= plan.zero_point <= limits[1]:
+        raise InputError(f"{where} has the zero point {plan.zero_point}, beyond {plan.dtype}")
+    if not 0 <= plan.stream < 2**31 or any(not 0 <= plane < plan.bits for plane in plan.protected_planes):
+        raise InputError(f"{where} has stream {plan.stream} and protected planes {list(plan.protected_planes)}")
+    plan.code.code()
 
 
 def table_array(plan: TensorPlan) -> NDArray[np.generic]:

@@ -22,7 +22,7 @@ from qtaml_onnx.protection import Protection, scheme
 from qtaml_onnx.sensitivity import Sensitivity
 from qtaml_onnx.storage import word_sums
 from qtaml_onnx.storage.channel_optimized import design_channel_optimized
-from qtaml_onnx.storage.tensor import normalise
+from qtaml_onnx.storage.tensor import along_channels, mean_square, normalise
 from qtaml_onnx.tensors import Scaling, ScalingKind, TensorData, gather
 from qtaml_onnx.uniform_codes import DEFAULT_CODE, candidate_codes
 from qtaml_onnx.weights import Inventory, find_weights
@@ -116,8 +116,8 @@ class Planner:
         self.statistics = statistics
         self._scalings.clear()
         if correct_biases:
-            values = {tensor.name: tensor.values for tensor in self.tensors}
-            plans = {name: bias_plan(self.layers[name], found, values[name]) for name, found in statistics.items()}
+            tensors = {tensor.name: tensor for tensor in self.tensors}
+            plans = {n: bias_plan(self.layers[n], found, tensors[n].values) for n, found in statistics.items()}
             self.biases = {name: plan for name, plan in plans.items() if plan is not None}
 
     def scaling(self, method: Method, tensor: TensorData) -> Scaling:
@@ -133,13 +133,18 @@ class Planner:
 
     def normalised(self, method: Method, tensor: TensorData) -> NDArray[np.float32]:
         """Normalised weights, float32: what a code is made for."""
-        return normalise(tensor.values, self.scaling(method, tensor).factors(tensor.values.ndim))
+        scaling = self.scaling(method, tensor)
+        columns = scaling.columns
+        return normalise(
+            tensor.values,
+            along_channels(scaling.rows, tensor.rank, scaling.row_axis),
+            None if columns is None else along_channels(columns.astype(np.float32), tensor.rank, scaling.column_axis),
+        )
 
     def probe_weights(self, method: Method) -> dict[str, tuple[NDArray[np.floating], NDArray[np.floating]]]:
         """What sensitivity probes need: float weights, and the scale of the noise in each, by name."""
         return {
-            tensor.name: (tensor.values, self.scaling(method, tensor).factors(tensor.values.ndim))
-            for tensor in self.tensors
+            tensor.name: (tensor.values, self.scaling(method, tensor).factors(tensor.rank)) for tensor in self.tensors
         }
 
     def use_sensitivity(self, sensitivity: Sensitivity, method: Method) -> None:
@@ -150,7 +155,7 @@ class Planner:
     def _weighting(self, method: Method) -> list[float]:
         """Output noise energy of each tensor for normalised noise of variance 1, or what stands in for it."""
         magnitude = [
-            tensor.weight.size * _mean_square(self.scaling(method, tensor).factors(tensor.values.ndim))
+            tensor.weight.size * mean_square(self.scaling(method, tensor).factors(tensor.rank))
             for tensor in self.tensors
         ]
         if method.weighting == "magnitude" or self.sensitivity is None or not any(self.sensitivity.energy.values()):
@@ -160,8 +165,7 @@ class Planner:
             return energy
         probed = []
         for tensor in self.tensors:
-            factors = self._scalings[self._probed_with, tensor.name].factors(tensor.values.ndim)
-            probed.append(tensor.weight.size * _mean_square(factors))
+            probed.append(tensor.weight.size * self._scalings[self._probed_with, tensor.name].mean_square)
         return [e * m / p for e, m, p in zip(energy, magnitude, probed, strict=True)]
 
     def menu(self, method: Method, progress: Callable[[], None] = lambda: None, *, protectable: bool = True) -> Menu:
@@ -181,7 +185,7 @@ class Planner:
         size = tensor.weight.size
         x = self.normalised(method, tensor)
         if method.code == "channel-optimized" and tensor.fixed is None:
-            books, signal = self.books(method), weight * _mean_square(x)
+            books, signal = self.books(method), weight * mean_square(x)
             return [
                 Choice(self.bits, m, size * m, signal * books.book(self.bits, m).noise_to_signal)
                 for m in (range(self.bits + 1) if protectable else (0,))
@@ -220,7 +224,7 @@ class Planner:
                 raise InputError(f"'{tensor.name}' has words already; --bits-per-weight needs float weights")
         books, choices = self.books(method), []
         for tensor, weight in zip(self.tensors, self._weighting(method), strict=True):
-            size, signal = tensor.weight.size, weight * _mean_square(self.normalised(method, tensor))
+            size, signal = tensor.weight.size, weight * mean_square(self.normalised(method, tensor))
             options = []
             for bits in range(1, min(longest, self.rates.bits) + 1):
                 for protected in (0,) if self.protection.name == "ideal" else (0, bits):
@@ -236,7 +240,7 @@ class Planner:
         if self._books is None:
             free = [tensor for tensor in self.tensors if tensor.fixed is None]
             weights = dict(zip((t.name for t in self.tensors), self._weighting(method), strict=True))
-            pools = [self.normalised(method, tensor) for tensor in free]
+            pools = (self.normalised(method, tensor) for tensor in free)  # one at a time
             self._books = CodeBooks(pools, self.rates, self.residual, [weights[tensor.name] for tensor in free])
         return self._books
 
@@ -380,7 +384,7 @@ class Planner:
             stream=stream,
             sensitivity=sensitivity,
             noise=design.noise,
-            signal=_mean_square(x),
+            signal=mean_square(x),
             bias=bias,
         )
 
@@ -401,7 +405,3 @@ class Planner:
 def _longest_word(total: float) -> int:
     """The longest word whose table takes but a small share of all bits."""
     return max((b for b in range(1, LONGEST_WORD + 1) if table_bits(b) <= _TABLE_SHARE * total), default=1)
-
-
-def _mean_square(values: NDArray[np.floating]) -> float:
-    return float(np.mean(np.square(values, dtype=np.float64)))

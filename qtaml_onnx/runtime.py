@@ -37,7 +37,7 @@ _OPTIMIZATION_LEVELS = {
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-_LOG_ERRORS_ONLY = 3  # hides onnxruntime's warning for each initializer that may be fed: the seed and the rates must be
+_LOG_NOTHING = 4  # errors are raised, and an initializer that may be fed (the seed, the rates) is no fault
 
 
 def library_path() -> Path:
@@ -90,7 +90,7 @@ def session_options(*, threads: int | None = None, optimization_level: str = "al
     if optimization_level not in _OPTIMIZATION_LEVELS:
         raise InputError(f"optimization level {optimization_level!r}; give one of {', '.join(_OPTIMIZATION_LEVELS)}")
     options = ort.SessionOptions()
-    options.log_severity_level = _LOG_ERRORS_ONLY
+    options.log_severity_level = _LOG_NOTHING
     options.graph_optimization_level = _OPTIMIZATION_LEVELS[optimization_level]
     if threads is not None:
         options.intra_op_num_threads = threads

@@ -55,7 +55,7 @@ def comparison_options() -> ort.SessionOptions:
     order of sums. Integer kernels are read as float here as well.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -216,7 +216,7 @@ def _operators_at_inference(model: ir.Model) -> Counter[str]:
     """How many operators of each type are left when onnxruntime has loaded a model."""
     with tempfile.TemporaryDirectory(prefix="qtaml-") as folder:
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.data")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def test_gate(target: tuple[HardenResult, HardenOptions, Dataset]) -> None:
     result = target[0]
     kept = means(result)["hardened", 0.05] / means(result)["clean", 0.0]
     for limit, passes in ((None, True), (kept, True), (min(1.0, kept + 1e-6), False)):
-        gated = HardenResult(result.model, result.faulty, result.plan, result.report, limit)
+        gated = replace(result, fail_under=limit)
         if passes:
             gated.gate()
         else:

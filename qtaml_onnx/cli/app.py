@@ -19,6 +19,7 @@ from qtaml_onnx.cli.inspect import inspect
 from qtaml_onnx.cli.report import report
 from qtaml_onnx.cli.verify import verify
 from qtaml_onnx.errors import GateError, Interrupted, QtamlError
+from qtaml_onnx.textio import one_line
 
 __all__ = ["app", "main"]
 
@@ -60,7 +61,9 @@ def main(args: list[str] | None = None) -> int:
     Returns:
         0 done, 1 a gate was not met, 2 bad input or usage, 130 interrupted.
     """
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     warnings.showwarning = _show_warning
     try:
         code = app(args, standalone_mode=False)
@@ -91,10 +94,16 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
-    print(f"qtaml-onnx: error: {line}", file=sys.stderr)
+    print(f"qtaml-onnx: error: {one_line(message)}", file=sys.stderr)
     return code
 
 
 def _show_warning(message: Warning | str, *_details: object, **_more: object) -> None:
-    print(f"qtaml-onnx: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"qtaml-onnx: warning: {one_line(str(message))}", file=sys.stderr)
+
+
+class _OneLine(logging.Formatter):
+    """What libraries and passes log, which may name what is in a model."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(super().format(record))

@@ -27,6 +27,7 @@ from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.report.build import differences, environment, evaluation_section
 from qtaml_onnx.report.schema import Evaluation
 from qtaml_onnx.stored import StoredModel, stored_model
+from qtaml_onnx.textio import printable
 
 __all__ = ["evaluate"]
 
@@ -160,7 +161,7 @@ def evaluate(
     paths = [str(path) for path, found in zip(models, faulty, strict=True) for _ in found]
     paired = differences(campaign, [result for found in faulty for result in found], paths)
     document = {
-        "models": [{"path": str(path), "evaluation": section.model_dump()} for path, section in sections],
+        "models": [{"path": printable(path), "evaluation": section.model_dump()} for path, section in sections],
         "differences": [difference.model_dump() for difference in paired],
         "fault_models": [
             condition.described(length, fault)
@@ -181,17 +182,17 @@ def evaluate(
         print(o.to_json(document))
     elif not quiet:
         for path, section in sections:
-            console().print(f"[bold]{path}[/bold]" if len(sections) > 1 else str(path))
+            console().print(printable(path), markup=False, style="bold" if len(sections) > 1 else None)
             for measure in campaign.metrics:
                 console().print(results_table(section.results, measure.name, section.confidence))
             console().print(outcomes_table(section.results))
         if paired:
             console().print(differences_table(paired, campaign.metric.name, confidence))
-        console().print(f"{len(data)} samples of {Path(data.source).name}, seed {seed}")
+        console().print(printable(f"{len(data)} samples of {Path(data.source).name}, seed {seed}"), markup=False)
         if precision is not None:
             print(_ended(precision, campaign.trials, [result for found in faulty for result in found]))
         if plot is not None:
-            print(f"picture {plot}")
+            print(f"picture {printable(plot)}")
 
 
 def _picture_kind(plot: Path | None, output: Path | None) -> str:

@@ -16,11 +16,13 @@ from qtaml_onnx.errors import InputError
 from qtaml_onnx.fault_model import fault_model
 from qtaml_onnx.hardening import HardenResult, harden_source
 from qtaml_onnx.methods import METHODS
-from qtaml_onnx.modelio import OutputSet, check_output_path, load_model, save_model
+from qtaml_onnx.modelio import least_hardened_bytes, load_model, save_model
 from qtaml_onnx.options import DEFAULT_METHOD, HardenOptions
+from qtaml_onnx.outputs import OutputSet, check_free_space, check_output_path
 from qtaml_onnx.physics import parse_duration
 from qtaml_onnx.report import Report, render_html
 from qtaml_onnx.report.schema import Output
+from qtaml_onnx.textio import printable
 from qtaml_onnx.uniform_codes import CODE_CHOICES
 
 __all__ = ["harden"]
@@ -72,6 +74,14 @@ def harden(
         bool, typer.Option("--no-input-scales", help="No scales an input channel (they need --calibration).")
     ] = False,
     per_tensor_scales: o.PerTensor = False,
+    sensitivity: Annotated[
+        str,
+        typer.Option(
+            "--sensitivity",
+            help="What tensors are weighed by: probe (runs the model), magnitude (needs no more memory than a tensor), "
+            "or auto: probe up to 1 GiB of weights, and with --calibration.",
+        ),
+    ] = "auto",
     include: o.Include = None,
     exclude: o.Exclude = None,
     emit_faulty: Annotated[
@@ -127,6 +137,7 @@ def harden(
         per_tensor_scales=per_tensor_scales,
         bias_correction=not no_bias_correction,
         input_scales=not no_input_scales,
+        sensitivity=sensitivity,
         include=include or (),
         exclude=exclude or (),
         trials=trials,
@@ -150,6 +161,9 @@ def harden(
     )
     source = load_model(model)
     source.check_plain()
+    if not dry_run:
+        copies = 2 if emit_faulty is not None else 1
+        check_free_space(output, copies * least_hardened_bytes(source.model, 1 if bits <= 8 else 2))
     specs = input_specs(source.model) if calibration or evaluation else []
     result = harden_source(
         source,
@@ -158,7 +172,7 @@ def harden(
         calibration=load_dataset(calibration, specs, "--calibration") if calibration else None,
         evaluation=load_dataset(evaluation, specs, "--eval") if evaluation else None,
         progress=TerminalProgress(quiet or json),
-        command=shlex.join(["qtaml-onnx", *sys.argv[1:]]),
+        command=printable(shlex.join(["qtaml-onnx", *sys.argv[1:]])),
     )
     report = result.report if dry_run else _write(result, output, emit_faulty, not no_html)
     print_warnings(report.warnings, quiet)
@@ -167,20 +181,21 @@ def harden(
     elif not quiet:
         summary(report)
         if not dry_run:
-            print(f"hardened model {output}")
-            print(f"report {output.with_suffix('.report.json' if no_html else '.report.html')}")
+            print(f"hardened model {printable(output)}")
+            print(f"report {printable(output.with_suffix('.report.json' if no_html else '.report.html'))}")
     result.gate()
 
 
 def _write(result: HardenResult, output: Path, emit_faulty: Path | None, html: bool) -> Report:
     """Writes all files or none, and gives the report with the hardened model's hash."""
-    with OutputSet() as outputs:
-        digest = save_model(result.model, outputs, output)
-        report = result.report.model_copy(update={"output": Output(path=str(output), sha256=digest)})
+    external = bool(result.source.external_files)
+    with OutputSet(result.source.files) as outputs:
+        digest = save_model(result.model, outputs, output, external_data=external)
+        report = result.report.model_copy(update={"output": Output(path=printable(output), sha256=digest)})
         outputs.add_text(output.with_suffix(".plan.json"), result.plan.to_json())
         outputs.add_text(output.with_suffix(".report.json"), report.to_json())
         if html:
             outputs.add_text(output.with_suffix(".report.html"), render_html(report, result.plan))
         if emit_faulty is not None:
-            save_model(result.faulty, outputs, emit_faulty)
+            save_model(result.faulty, outputs, emit_faulty, external_data=external)
     return report

@@ -11,6 +11,7 @@ from qtaml_onnx.modelio import OutputSet, check_output_path, save_model
 from qtaml_onnx.physics import parse_duration
 from qtaml_onnx.runtime import library_path
 from qtaml_onnx.stored import stored_model
+from qtaml_onnx.textio import printable
 
 __all__ = ["inject"]
 
@@ -64,14 +65,14 @@ def inject(
         include=include,
         exclude=exclude,
     )
-    with OutputSet() as outputs:
-        save_model(stored.faulty, outputs, output)
+    with OutputSet(stored.source.files) as outputs:
+        save_model(stored.faulty, outputs, output, external_data=bool(stored.source.external_files))
         outputs.add_text(output.with_suffix(".plan.json"), stored.plan.to_json())
     if json:
         print(
             o.to_json(
                 {
-                    "output": str(output),
+                    "output": printable(output),
                     "tensors": len(stored.plan.tensors),
                     "weight_bits": stored.plan.weight_bits,
                     "operator_library": str(library_path()),
@@ -79,5 +80,6 @@ def inject(
             )
         )
     elif not quiet:
-        print(f"instrumented model {output}: {len(stored.plan.tensors)} tensors, {stored.plan.weight_bits} weight bits")
+        plan = stored.plan
+        print(f"instrumented model {printable(output)}: {len(plan.tensors)} tensors, {plan.weight_bits} weight bits")
         print(f"operator library {library_path()}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -18,7 +18,9 @@ from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.planner import Planner
 from qtaml_onnx.sensitivity import measure_sensitivity
+from qtaml_onnx.storage.tensor import channel_scales, mean_square
 from qtaml_onnx.tensors import TensorData
+from qtaml_onnx.textio import printable
 from qtaml_onnx.weights import find_weights
 
 __all__ = ["inspect"]
@@ -106,7 +108,7 @@ def inspect(
     out.print(_table(planner, energy), markup=False)
     out.print(f"{len(rows)} tensors, {sum(t.weight.size for t in planner.tensors)} weights; left out: {len(left_out)}")
     for item in left_out:
-        out.print(f"  {item['name']}: {item['reason']}", markup=False)
+        out.print(printable(f"  {item['name']}: {item['reason']}"), markup=False)
 
 
 def _table(planner: Planner, energy: dict[str, float]) -> Table:
@@ -120,13 +122,13 @@ def _table(planner: Planner, energy: dict[str, float]) -> Table:
         weight = tensor.weight
         cells = [weight.name, weight.op_type, "×".join(map(str, weight.shape)), weight.dtype.name, str(weight.size)]
         cells += [f"{_largest(tensor):.4g}", f"{_rms(tensor):.4g}", str(planner.scaling(_METHOD, tensor).rows.size)]
-        table.add_row(*map(escape, cells), *([f"{energy[weight.name]:.3g}"] if energy else []))
+        table.add_row(*(escape(printable(cell)) for cell in cells), *([f"{energy[weight.name]:.3g}"] if energy else []))
     return table
 
 
 def _largest(tensor: TensorData) -> float:
-    return float(np.abs(tensor.values.astype(np.float32)).max())
+    return float(channel_scales(tensor.values, None)[0]) if tensor.values.any() else 0.0
 
 
 def _rms(tensor: TensorData) -> float:
-    return float(np.sqrt(np.mean(tensor.values.astype(np.float64) ** 2)))
+    return math.sqrt(mean_square(tensor.values))

@@ -11,6 +11,7 @@ from qtaml_onnx.cli import options as o
 from qtaml_onnx.modelio import OutputSet, check_output_path
 from qtaml_onnx.plan import read_plan
 from qtaml_onnx.report import read_report, render_html
+from qtaml_onnx.textio import printable
 
 __all__ = ["report"]
 
@@ -30,4 +31,4 @@ def report(
     with OutputSet() as outputs:
         outputs.add_text(output, render_html(read, plan))
     if not quiet:
-        print(f"report {output}")
+        print(f"report {printable(output)}")

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from qtaml_onnx.progress import CountedStep, Step
 from qtaml_onnx.report.schema import Difference, Evaluation, EvaluationResult, Report
+from qtaml_onnx.textio import one_line
 
 __all__ = [
     "TerminalProgress",
@@ -135,7 +136,7 @@ def print_warnings(warnings: list[str], quiet: bool) -> None:
     """One line a warning on stderr."""
     if not quiet:
         for warning in warnings:
-            print(f"qtaml-onnx: warning: {warning}", file=sys.stderr)
+            print(f"qtaml-onnx: warning: {one_line(warning)}", file=sys.stderr)
 
 
 def results_table(results: list[EvaluationResult], metric: str, confidence: float) -> Table:
@@ -220,7 +221,7 @@ def summary(report: Report) -> None:
     if report.evaluation is not None:
         evaluation = report.evaluation
         out.print(results_table(evaluation.results, evaluation.metric, evaluation.confidence))
-        out.print(f"{evaluation.samples} samples of {evaluation.data}, seed {evaluation.seed}")
+        out.print(f"{evaluation.samples} samples of {evaluation.data}, seed {evaluation.seed}", markup=False)
         if evaluation.comparison:
             out.print(comparison_table(evaluation))
     protected = f"{storage.protected_fraction:.2%}" if storage.protected_bits else "none"

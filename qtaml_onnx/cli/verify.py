@@ -11,6 +11,7 @@ from qtaml_onnx.cli import options as o
 from qtaml_onnx.data import input_specs, load_dataset
 from qtaml_onnx.errors import GateError
 from qtaml_onnx.modelio import load_model
+from qtaml_onnx.textio import one_line
 from qtaml_onnx.verification import verify_files
 
 __all__ = ["verify"]
@@ -48,7 +49,7 @@ def verify(
         )
     elif not quiet:
         for check in checks:
-            print(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {check.detail}")
+            print(f"{'ok  ' if check.passed else 'FAIL'}  {check.name}: {one_line(check.detail)}")
     failed = [check for check in checks if not check.passed]
     if failed:
         raise GateError(f"{model}: {failed[0].name}: {failed[0].detail}")

@@ -19,6 +19,7 @@ from qtaml_onnx.errors import InputError
 from qtaml_onnx.physics.cell import cell_flip_rates, log_escape_rates, state_cases
 from qtaml_onnx.physics.spec import CellSpec, Duration, NotNegative, PlanesSpec, Positive, Strict
 from qtaml_onnx.physics.units import positive
+from qtaml_onnx.textio import read_text
 
 __all__ = ["Device", "DeviceFlipRates", "device_names", "inline_device", "load_device"]
 
@@ -282,13 +283,10 @@ def load_device(name_or_path: str | Path) -> Device:
         if not path.is_file():
             raise InputError(f"no device {text!r}: give one of {', '.join(shipped)}, or the path of a TOML file")
         origin = f"device file {text}"
-        try:
-            content = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{origin} cannot be read: {error}") from error
+        content = read_text(path, "device file", "name a TOML file")
     try:
         data = tomllib.loads(content)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         raise InputError(f"{origin} is not valid TOML: {error}") from error
     return _validated(data, origin)
 

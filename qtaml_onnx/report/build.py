@@ -35,6 +35,7 @@ from qtaml_onnx.report.schema import (
     TensorSection,
     Tool,
 )
+from qtaml_onnx.textio import printable
 
 __all__ = ["build_report", "differences", "environment", "evaluation_section"]
 
@@ -59,7 +60,7 @@ def build_report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
         source=Source(
-            path=str(source.path),
+            path=printable(source.path),
             sha256=source.sha256,
             opset=source.opset,
             ir_version=source.model.ir_version,
@@ -147,7 +148,7 @@ def evaluation_section(
     """
     return Evaluation(
         metric=campaign.metric.name,
-        data=Path(campaign.data.source).name,
+        data=printable(Path(campaign.data.source).name),
         samples=len(campaign.data),
         trials=campaign.trials,
         seed=campaign.seed,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.textio import read_text
 
 __all__ = [
     "Difference",
@@ -230,17 +231,24 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "qtaml-onnx report"} | schema
 
 
+def _bounded(text: str) -> int:
+    """An integer as other programs read JSON's: of 64 bits."""
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{text[:30]} is beyond 64 bits")
+    return value
+
+
 def read_report(path: Path) -> Report:
     """Reads report.json.
 
     Raises:
         InputError: if the file is missing or not a report of a version that this program knows.
     """
+    text = read_text(path, "report", "name a report.json")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"report {path} cannot be read; check the path") from error
-    except ValueError as error:
+        data = json.loads(text, parse_int=_bounded)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"report {path} is not JSON; name a report.json") from error
     if (
         isinstance(data, dict)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import math
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +13,19 @@ from qtaml_onnx.plan import TensorPlan, table_array
 
 _Float = TypeVar("_Float", np.float16, np.float32)
 
-__all__ = ["along_channels", "channel_scales", "decode_tensor", "encode_tensor", "normalise"]
+__all__ = [
+    "along_channels",
+    "blocks",
+    "channel_scales",
+    "decode_tensor",
+    "encode_tensor",
+    "factors_of",
+    "mean_square",
+    "normalise",
+]
+
+_BLOCK = 1 << 22
+"""Elements that are computed at a time."""
 
 
 def along_channels(values: NDArray[_Float], rank: int, axis: int | None) -> NDArray[_Float]:
@@ -23,33 +37,75 @@ def along_channels(values: NDArray[_Float], rank: int, axis: int | None) -> NDAr
 
 def channel_scales(weights: NDArray[np.floating], axis: int | None) -> NDArray[np.float32]:
     """Largest magnitude a channel (a tensor if `axis` is None), float32 [channels] or [1]; 1 where all are 0."""
-    magnitude = np.abs(weights)
-    peak = (
-        magnitude.max(keepdims=False).reshape(1)
-        if axis is None
-        else magnitude.max(axis=tuple(i for i in range(weights.ndim) if i != axis))
-    )
-    peak = peak.astype(np.float32)
+    others = tuple(i for i in range(weights.ndim) if i != axis)
+    peak = np.zeros(1 if axis is None else weights.shape[axis], dtype=np.float32)
+    for block in blocks(weights.shape):
+        own = block[axis] if axis is not None and axis < len(block) else slice(None)
+        largest = np.abs(weights[block]).max(axis=others).astype(np.float32)
+        peak[own] = np.maximum(peak[own], largest)
     return np.where(peak > 0, peak, np.float32(1)).astype(np.float32)
 
 
-def normalise(weights: NDArray[np.floating], factors: NDArray[np.float32]) -> NDArray[np.float32]:
+def blocks(shape: tuple[int, ...]) -> Iterator[tuple[Any, ...]]:
+    """Indices of parts that together are an array of that shape, in order, each of at most a few million elements.
+
+    What is computed block by block needs no second array of the whole size. A smaller array is one block.
+    """
+    if math.prod(shape) <= _BLOCK:
+        yield (...,)
+        return
+    inner = math.prod(shape[1:])
+    if inner > _BLOCK:
+        for row in range(shape[0]):
+            yield from ((slice(row, row + 1), *rest) for rest in blocks(shape[1:]))
+    else:
+        step = _BLOCK // inner
+        yield from ((slice(start, start + step),) for start in range(0, shape[0], step))
+
+
+def normalise(
+    weights: NDArray[np.floating], rows: NDArray[np.float32], columns: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
     """Weights over their scales, float32, the shape of `weights`: what a code is made for.
 
     Args:
         weights: The weights.
-        factors: Their scales, in a shape that broadcasts.
+        rows: Their scales, in a shape that broadcasts.
+        columns: Factors on these, likewise: scales of input channels.
     """
-    return np.asarray(weights.astype(np.float32, copy=False) / factors)
+    result = np.empty(weights.shape, dtype=np.float32)
+    for block in blocks(weights.shape):
+        values = weights[block].astype(np.float32, copy=False)
+        np.divide(values, factors_of(rows, columns, block, weights.shape), out=result[block])
+    return result
 
 
-def _factors(plan: TensorPlan, rows: tuple[float, ...], rank: int) -> NDArray[np.float32]:
-    """Scales of a plan, an output channel times an input channel, in a shape that broadcasts."""
+def factors_of(
+    rows: NDArray[np.float32], columns: NDArray[np.float32] | None, block: tuple[Any, ...], shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """The scales of a block of a tensor of that shape."""
+    part = np.broadcast_to(rows, shape)[block]
+    return part if columns is None else np.asarray(part * np.broadcast_to(columns, shape)[block])
+
+
+def mean_square(values: NDArray[np.floating]) -> float:
+    """Mean of the squares, summed in float64."""
+    if values.size <= _BLOCK:
+        return float(np.mean(np.square(values, dtype=np.float64)))
+    return math.fsum(float(np.sum(np.square(values[block], dtype=np.float64))) for block in blocks(values.shape)) / (
+        values.size
+    )
+
+
+def _scales(
+    plan: TensorPlan, rows: tuple[float, ...], rank: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Scales of a plan, those of output channels and those of input channels, in shapes that broadcast."""
     factors = along_channels(np.asarray(rows, dtype=np.float32), rank, plan.channel_axis)
     if plan.input_scales is None:
-        return factors
+        return factors, None
     columns = np.asarray(plan.input_scales, dtype=np.float16).astype(np.float32)
-    return np.asarray(factors * along_channels(columns, rank, plan.input_axis))
+    return factors, along_channels(columns, rank, plan.input_axis)
 
 
 def encode_tensor(plan: TensorPlan, weights: NDArray[np.generic]) -> NDArray[np.integer]:
@@ -64,14 +120,19 @@ def encode_tensor(plan: TensorPlan, weights: NDArray[np.generic]) -> NDArray[np.
     """
     if plan.form in ("dequantize", "integer-table"):
         return np.asarray(weights).view(plan.words_type.lower())
-    factors = _factors(plan, plan.weight_scales, np.ndim(weights))
-    words = plan.code.code().encode(normalise(weights.astype(np.float32), factors))
+    rows, columns = _scales(plan, plan.weight_scales, np.ndim(weights))
+    code = plan.code.code()
+    words = np.empty(np.shape(weights), dtype=np.uint8 if plan.bits <= 8 else np.uint16)
+    for block in blocks(words.shape):
+        factors = factors_of(rows, columns, block, words.shape)
+        words[block] = code.encode(weights[block].astype(np.float32, copy=False) / factors)
     return words.view(np.int8) if plan.words_type == "INT8" else words
 
 
 def decode_tensor(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.float32]:
     """The weights that the hardened model sees for these words, in the model's own float32 arithmetic."""
-    scale = _factors(plan, plan.scales, words.ndim)
+    rows, columns = _scales(plan, plan.scales, words.ndim)
+    scale = factors_of(rows, columns, (...,), words.shape)
     if plan.form == "affine":
         value = words.astype(np.float32)
         if plan.offset:

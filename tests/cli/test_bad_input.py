@@ -13,7 +13,7 @@ import pytest
 from onnx import helper
 from small_models import OUT, X, info, matmul, model, normal
 
-from qtaml_onnx import modelio
+from qtaml_onnx import outputs
 from qtaml_onnx.cli import main
 
 W = normal(6, 4, seed=1)
@@ -233,7 +233,7 @@ def test_one_line_exit_2_nothing_written(name: str, tmp_path: Path, capsys: pyte
 def _tempting(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int) -> None:
     """Makes the n-th temporary output fail, half written."""
     count = 0
-    write = modelio._write_text
+    write = outputs._write_text
 
     def failing(path: Path, text: str) -> None:
         nonlocal count
@@ -243,7 +243,7 @@ def _tempting(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int)
             raise error
         write(path, text)
 
-    monkeypatch.setattr(modelio, "_write_text", failing)
+    monkeypatch.setattr(outputs, "_write_text", failing)
 
 
 @pytest.mark.parametrize("after", [1, 2])
@@ -292,7 +292,7 @@ def test_read_only_folder_is_found_before_any_work(
     def never(*_: object) -> None:
         raise AssertionError("the model was read first")
 
-    monkeypatch.setattr(modelio.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(outputs.tempfile, "TemporaryFile", refuse)
     monkeypatch.setattr("qtaml_onnx.cli.harden.load_model", never)
     args = f"harden {tmp_path}/good.onnx -o {tmp_path}/o.onnx --flip-rate 0.1"
     assert main(args.split()) == 2

@@ -163,3 +163,23 @@ def test_bad_codes_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=complaint):
             bad()
+
+
+@pytest.mark.parametrize("spread", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("bits", [1, 2, 8, 12])
+def test_many_weights_get_the_words_that_each_gets_alone(bits: int, spread: float) -> None:
+    """Encoding by bins is exact: on boundaries, beside them by one float32, at the ends, and anywhere else."""
+    rng = np.random.default_rng(bits)
+    boundaries = np.sort(rng.standard_normal((1 << bits) - 1)) * spread
+    words = rng.permutation(1 << bits)
+    code = Code("any", bits, boundaries, words, np.zeros(1 << bits))
+    near = boundaries.astype(np.float32)
+    special = [np.nextafter(near, np.float32(-np.inf)), near, np.nextafter(near, np.float32(np.inf))]
+    ends = np.array([0, np.finfo(np.float32).max, np.finfo(np.float32).min, 1e-45], np.float32)
+    weights = np.concatenate([*special, ends, rng.standard_normal(300_000).astype(np.float32) * np.float32(spread)])
+    expected = words[np.searchsorted(boundaries, weights.astype(np.float64), side="right")]
+    np.testing.assert_array_equal(code.encode(weights), expected)
+    if bits == 8 and spread == 1.0:
+        bins = code._bins(words.astype(np.uint8))
+        assert bins is not None
+        assert bins.mixed[bins.index(weights)].mean() < 0.05  # and not one by one after all

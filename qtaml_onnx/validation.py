@@ -1,0 +1,137 @@
+"""What a model must be before anything else looks at it: libraries further on trust what they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+
+from qtaml_onnx.errors import InputError
+from qtaml_onnx.external_data import element_count, tensor_bytes
+
+__all__ = ["OLDEST_OPSET", "check_proto", "first_line", "tensors_of"]
+
+OLDEST_OPSET = 7
+"""Broadcasting arithmetic, which every read-out uses, came with opset 7."""
+
+_FIELDS: dict[int, tuple[str, int]] = {
+    onnx.TensorProto.FLOAT: ("float_data", 1),
+    onnx.TensorProto.COMPLEX64: ("float_data", 2),
+    onnx.TensorProto.DOUBLE: ("double_data", 1),
+    onnx.TensorProto.COMPLEX128: ("double_data", 2),
+    onnx.TensorProto.INT64: ("int64_data", 1),
+    onnx.TensorProto.UINT32: ("uint64_data", 1),
+    onnx.TensorProto.UINT64: ("uint64_data", 1),
+    onnx.TensorProto.STRING: ("string_data", 1),
+}
+"""By element type, the field of values that are not raw, and how many of its entries make an element."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _parts(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.NodeProto]:
+    """Every graph and every node of a model, whatever type an attribute says it has."""
+    stack: list[onnx.GraphProto | onnx.NodeProto] = [proto.graph]
+    for function in proto.functions:
+        stack += [*function.node, onnx.NodeProto(attribute=function.attribute_proto)]
+    while stack:
+        part = stack.pop()
+        yield part
+        if isinstance(part, onnx.GraphProto):
+            stack += part.node
+        else:
+            for attribute in part.attribute:
+                stack += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+
+
+def tensors_of(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every dense tensor of a model."""
+    for part in _parts(proto):
+        if isinstance(part, onnx.GraphProto):
+            yield from part.initializer
+        else:
+            for attribute in part.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+
+
+def check_proto(path: Path, proto: onnx.ModelProto) -> None:
+    """Refuses what is not a sound model.
+
+    Args:
+        path: For messages.
+        proto: The model; tensors with external data are taken to be checked already.
+
+    Raises:
+        InputError: if it is too old, has sparse tensors, a tensor whose values are not as many as its shape says,
+            initializers of one name, or something that the ONNX checker refuses.
+    """
+    opset = {entry.domain: entry.version for entry in proto.opset_import}.get("", 0)
+    if not opset:
+        raise InputError(f"{path}: imports no version of the ONNX operator set; export it again")
+    if opset < OLDEST_OPSET:
+        raise InputError(f"{path}: opset {opset} is too old; convert it to opset {OLDEST_OPSET} or newer")
+    for part in _parts(proto):
+        if isinstance(part, onnx.GraphProto):
+            _check_names(path, part)
+        if part.sparse_initializer if isinstance(part, onnx.GraphProto) else any(map(_is_sparse, part.attribute)):
+            raise InputError(f"{path} has sparse tensors, which are not supported; export it with dense ones")
+    for tensor in tensors_of(proto):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            _check_values(path, tensor)
+    try:
+        onnx.checker.check_model(_outline(proto))
+    except onnx.checker.ValidationError as error:
+        raise InputError(f"{path}: the ONNX checker refuses it: {first_line(error)}") from error
+    except Exception as error:  # protobuf's and the binding's own
+        raise InputError(f"{path}: the ONNX checker fails on it: {first_line(error)}; export it again") from error
+
+
+def _check_names(path: Path, graph: onnx.GraphProto) -> None:
+    seen: set[str] = set()
+    for tensor in graph.initializer:
+        if tensor.name in seen:
+            raise InputError(f"{path}: several initializers are named '{tensor.name}'; export the model again")
+        seen.add(tensor.name)
+
+
+def _is_sparse(attribute: onnx.AttributeProto) -> bool:
+    return attribute.HasField("sparse_tensor") or bool(attribute.sparse_tensors)
+
+
+def _check_values(path: Path, tensor: onnx.TensorProto) -> None:
+    """A tensor has as many values as its type and shape say."""
+    field, entries = _FIELDS.get(tensor.data_type, ("int32_data", 1))
+    try:
+        needed = tensor_bytes(tensor)
+    except ValueError as error:
+        raise InputError(f"{path}: tensor '{tensor.name}': {error}; export the model again") from error
+    what = "bytes"
+    if tensor.HasField("raw_data"):
+        found = len(tensor.raw_data)
+    else:
+        what, found = "values", len(getattr(tensor, field))
+        if field != "int32_data" or needed >= element_count(tensor):  # shorter ones are packed, a byte an entry
+            needed = element_count(tensor) * entries
+    if found != needed:
+        raise InputError(
+            f"{path}: tensor '{tensor.name}' has {found} {what} of data, its type and shape need {needed}; "
+            "export the model again"
+        )
+
+
+def _outline(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy for the checker, which looks for external data itself: there it sees empty tensors."""
+    outline = onnx.ModelProto()
+    outline.CopyFrom(proto)
+    for tensor in tensors_of(outline):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.dims[:] = [0]
+    return outline
