@@ -144,7 +144,7 @@ def harden_source(
         protection=options.protection,
         input_scales=options.input_scales,
     )
-    warnings: list[str] = []
+    warnings = list(source.warnings)
     if calibration is not None and method.corrects_bias:
         _calibrate(planner, calibration, options.bias_correction, progress)
     if method.needs_sensitivity:

@@ -17,6 +17,8 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_m
 
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.graph import constant_tensor, graphs_of, is_constant, walk
+from qtaml_onnx.old_opsets import raise_opset
+from qtaml_onnx.sparse import has_sparse, make_dense, make_sparse
 
 __all__ = ["OutputSet", "SourceModel", "check_output_path", "file_sha256", "load_model", "save_model"]
 
@@ -26,20 +28,18 @@ PLAN_KEY = "qtaml_onnx.plan_sha256"
 FAULT_DOMAIN = "qtaml"
 """Domain of the fault operators."""
 
-OLDEST_OPSET = 7
-"""Broadcasting arithmetic, which every read-out uses, came with opset 7."""
-
 _EXTERNAL_THRESHOLD = 1 << 30
 """Above this many bytes of weights a model is saved with external data (protobuf ends at 2 GiB)."""
 
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A model as read: the path and hash that a report names, and the graph to work on."""
+    """A model as read: the path and hash that a report names, the graph to work on, and what to tell of the reading."""
 
     path: Path
     sha256: str
     model: ir.Model
+    warnings: tuple[str, ...] = ()
 
     @property
     def hardened(self) -> bool:
@@ -79,8 +79,8 @@ def load_model(path: str | os.PathLike[str]) -> SourceModel:
     External data is read from inside the model's folder alone.
 
     Raises:
-        InputError: if the file is missing, empty, not an ONNX model, refused by the ONNX checker, older than opset 7,
-            or names external data outside its folder.
+        InputError: if the file is missing, empty, not an ONNX model, refused by the ONNX checker, too old to
+            be converted, or names external data outside its folder.
     """
     path = Path(path)
     if not path.exists():
@@ -93,13 +93,14 @@ def load_model(path: str | os.PathLike[str]) -> SourceModel:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     if not data:
         raise InputError(f"{path} is empty; export the model again")
-    proto = _parse(path, data)
+    proto, raised = raise_opset(path, _parse(path, data))
     _check(path, proto)
+    make_dense(path, proto)
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # wraps whatever went wrong, without a common base
         raise InputError(f"{path}: its graph cannot be read: {_first_line(error)}; export the model again") from error
-    return SourceModel(path, hashlib.sha256(data).hexdigest(), model)
+    return SourceModel(path, hashlib.sha256(data).hexdigest(), model, (raised,) if raised else ())
 
 
 def _parse(path: Path, data: bytes) -> onnx.ModelProto:
@@ -110,8 +111,6 @@ def _parse(path: Path, data: bytes) -> onnx.ModelProto:
         raise InputError(f"{path} is not an ONNX model or is truncated; export or copy it again") from error
     if not proto.HasField("graph") or not proto.opset_import or not proto.ir_version:
         raise InputError(f"{path} is not an ONNX model (no graph, opset or IR version); name an .onnx file")
-    if any(graph.sparse_initializer or any(map(_is_sparse, graph.node)) for graph in _graphs(proto)):
-        raise InputError(f"{path} has sparse tensors, which are not supported; export it with dense ones")
     for tensor in _external_tensors(proto):
         _check_location(path, tensor)
     try:
@@ -119,20 +118,6 @@ def _parse(path: Path, data: bytes) -> onnx.ModelProto:
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise InputError(f"{path}: its external data cannot be read: {_first_line(error)}") from error
     return proto
-
-
-def _graphs(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    yield proto.graph
-    stack = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
-    while stack:
-        for attribute in stack.pop().attribute:
-            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield graph
-                stack.extend(graph.node)
-
-
-def _is_sparse(node: onnx.NodeProto) -> bool:
-    return any(attribute.HasField("sparse_tensor") for attribute in node.attribute)
 
 
 def _external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -163,8 +148,6 @@ def _check(path: Path, proto: onnx.ModelProto) -> None:
     opset = {entry.domain: entry.version for entry in proto.opset_import}.get("", 0)
     if not opset:
         raise InputError(f"{path}: imports no version of the ONNX operator set; export it again")
-    if opset < OLDEST_OPSET:
-        raise InputError(f"{path}: opset {opset} is too old; convert it to opset {OLDEST_OPSET} or newer")
     if proto.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
         return  # the checker takes larger models from a file alone, and refuses external data it has not seen
     try:
@@ -307,12 +290,14 @@ def save_model(model: ir.Model, outputs: OutputSet, path: Path) -> str:
         The SHA-256 of the model's file.
 
     Raises:
-        InputError: if it cannot be written.
+        InputError: if it cannot be written, or has sparse tensors and external data.
     """
     if _constant_bytes(model) <= _EXTERNAL_THRESHOLD:
-        data = ir.to_proto(model).SerializeToString(deterministic=True)
+        data = make_sparse(ir.to_proto(model)).SerializeToString(deterministic=True)
         outputs.add(path, lambda temporary: _write_bytes(temporary, data))
         return hashlib.sha256(data).hexdigest()
+    if has_sparse(model):
+        raise InputError(f"{path}: a model with sparse tensors and more than 1 GiB of weights cannot be written")
     try:
         folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:

@@ -45,8 +45,8 @@ def prepare(source: SourceModel, include: list[str] | None = None, exclude: list
     inventory = find_weights(source.model).select(include, exclude)
     if not inventory.weights:
         raise InputError(
-            f"{source.path}: no weights of Conv, ConvTranspose, Gemm, MatMul or Gather to harden; "
-            "`qtaml-onnx inspect` tells why"
+            f"{source.path}: no weights to harden: no constant operand of Conv, Gemm, MatMul, Gather or the like; "
+            "`qtaml-onnx inspect` tells what is left out and why"
         )
     return inventory
 
