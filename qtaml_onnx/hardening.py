@@ -21,6 +21,7 @@ from qtaml_onnx.modelio import SourceModel, load_model
 from qtaml_onnx.options import HardenOptions
 from qtaml_onnx.passes.correct_bias import CorrectBias
 from qtaml_onnx.passes.inject_faults import InjectFaults
+from qtaml_onnx.passes.repeat_small import RepeatSmall
 from qtaml_onnx.passes.store_weights import StoreWeights
 from qtaml_onnx.plan import FaultModel, StoragePlan
 from qtaml_onnx.planner import LONGEST_WORD, Allocation, Planner, prepare
@@ -28,6 +29,7 @@ from qtaml_onnx.progress import Progress, Silent
 from qtaml_onnx.report.build import build_report
 from qtaml_onnx.report.schema import Report
 from qtaml_onnx.sensitivity import measure_sensitivity
+from qtaml_onnx.small import SmallStorage
 
 __all__ = ["HardenOptions", "HardenResult", "harden", "harden_source"]
 
@@ -134,7 +136,7 @@ def harden_source(
     """`harden` on what was read already; see there."""
     method = options.check(evaluation is not None)
     original = ir.to_proto(source.model) if evaluation is not None else None
-    inventory = prepare(source, list(options.include), list(options.exclude))
+    inventory = prepare(source, list(options.include), list(options.exclude), weights_needed=not options.include_small)
     planner = Planner(
         source,
         inventory,
@@ -144,6 +146,9 @@ def harden_source(
         protection=options.protection,
         input_scales=options.input_scales,
     )
+    if options.include_small:
+        planner.small = SmallStorage(source.model, options.small_copies)
+        planner.small.check_any(source.path, inventory)
     warnings = list(source.warnings)
     if calibration is not None and method.corrects_bias:
         _calibrate(planner, calibration, options.bias_correction, progress)
@@ -172,8 +177,10 @@ def harden_source(
 def carry_out(source: SourceModel, plan: StoragePlan) -> tuple[ir.Model, ir.Model]:
     """The hardened model of a plan and its instrumented twin, both new; the source's weights must be folded."""
     hardened = source.model.clone()
+    repeat_small = RepeatSmall(plan, hardened)
     StoreWeights(plan)(hardened)
     CorrectBias({tensor.name: tensor.bias for tensor in plan.tensors if tensor.bias is not None})(hardened)
+    repeat_small(hardened)
     hardened.metadata_props["qtaml_onnx.version"] = __version__
     hardened.metadata_props["qtaml_onnx.plan_sha256"] = plan.sha256
     hardened.metadata_props["qtaml_onnx.source_sha256"] = source.sha256

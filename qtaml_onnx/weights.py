@@ -23,11 +23,14 @@ __all__ = [
     "LeftOut",
     "Weight",
     "constant_array",
+    "constants_of",
     "dequantize_parameters",
     "find_weights",
     "float_dtype",
     "float_weights",
+    "holder_of",
     "is_constant",
+    "may_be_weights",
 ]
 
 FLOAT_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
@@ -187,7 +190,7 @@ def find_weights(model: ir.Model) -> Inventory:
                     continue
                 axis = counted_from_the_front(value, place) if dequantize is None else _dequantize_axis(dequantize)
                 weight = Weight(
-                    names[id(stored)], value, _holder(model, stored), node.op_type, node, operand, axis, dequantize
+                    names[id(stored)], value, holder_of(model, stored), node.op_type, node, operand, axis, dequantize
                 )
                 seen[id(stored)] = weight
     inventory.weights.extend(seen.values())
@@ -268,7 +271,19 @@ def _names(model: ir.Model) -> dict[int, str]:
     return names
 
 
-def _holder(model: ir.Model, value: ir.Value) -> Owner:
+def constants_of(model: ir.Model) -> list[tuple[str, ir.Value]]:
+    """Every constant of a model with its unique name."""
+    names, found = _names(model), []
+    for _root, graph in graphs_of(model):
+        local = graph.graph if isinstance(graph, ir.Function) else graph
+        values = [*local.initializers.values()]
+        values += [output for node in graph if node.op_type == "Constant" for output in node.outputs]
+        found += [(names[id(value)], value) for value in values]
+    return found
+
+
+def holder_of(model: ir.Model, value: ir.Value) -> Owner:
+    """The graph or function that holds a constant."""
     producer = value.producer()
     graph = producer.graph if producer is not None else value.graph
     for root, candidate in graphs_of(model):
@@ -345,7 +360,7 @@ def _others(
                 continue
             if not is_constant(value):
                 yield LeftOut(names[id(value)], "given by an attribute of the function's call")
-            elif _may_be_weights(value):
+            elif may_be_weights(value):
                 reason = "sparse tensor: kept as it is" if is_sparse(value) else role_of(value)
                 yield LeftOut(names[id(value)], reason)
     foreign = {node.op_identifier()[:2] for _root, node in walk(model) if _is_foreign(model, node)}
@@ -353,7 +368,7 @@ def _others(
         yield LeftOut(f"{domain}::{op_type}", "custom operator: kept untouched")
 
 
-def _may_be_weights(value: ir.Value) -> bool:
+def may_be_weights(value: ir.Value) -> bool:
     """Whether a constant may hold something trained: floats or small integers.
 
     Scalars of Constant nodes are the graph's own numbers (an epsilon, a factor), not stored parameters.

@@ -46,6 +46,7 @@ def evaluate(
     ] = None,
     bits: o.Bits = 8,
     per_tensor_scales: o.PerTensor = False,
+    include_small: o.IncludeSmall = False,
     original: Annotated[
         Path | None,
         typer.Option("--original", help="The float model that accuracy without labels is compared with."),
@@ -78,7 +79,10 @@ def evaluate(
                 check_output_path(path, source)
     kind = _picture_kind(plot, output)
     conditions = _conditions(flip_rate, p01, p10, plane_rates, device, retention)
-    stored = [stored_model(path, _NO_FAULTS, bits=bits, per_tensor_scales=per_tensor_scales) for path in models]
+    stored = [
+        stored_model(path, _NO_FAULTS, bits=bits, per_tensor_scales=per_tensor_scales, include_small=include_small)
+        for path in models
+    ]
     lengths = sorted({model.plan.planes for model in stored})
     faults = {length: [condition.fault_model(length) for condition in conditions] for length in lengths}
     reference = _reference(stored, original)

@@ -29,6 +29,7 @@ def inject(
     per_tensor_scales: o.PerTensor = False,
     include: o.Include = None,
     exclude: o.Exclude = None,
+    include_small: o.IncludeSmall = False,
     json: o.Json = False,
     verbose: o.Verbose = 0,
     quiet: o.Quiet = False,
@@ -63,6 +64,7 @@ def inject(
         per_tensor_scales=per_tensor_scales,
         include=include,
         exclude=exclude,
+        include_small=include_small,
     )
     with OutputSet() as outputs:
         save_model(stored.faulty, outputs, output)
