@@ -20,8 +20,8 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qtaml_onnx.graph import STANDARD_DOMAINS, Owner, constant_array, is_constant, walk
+from qtaml_onnx.operands import LAYOUT_OPERATORS, weight_operands
 from qtaml_onnx.passes._graph import add_constant
-from qtaml_onnx.weights import LAYOUT_OPERATORS, WEIGHT_OPERANDS
 
 __all__ = ["FoldWeights"]
 
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
-_GRAPHS = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
 _GRAPHS = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
 _MOST_BYTES = 1 << 31
 
@@ -43,9 +42,9 @@ class FoldWeights(ir.passes.InPlacePass):
         computable = _computable_nodes(model)
         folded = 0
         for root, node in list(walk(model)):
-            if node.domain not in STANDARD_DOMAINS:
+            if node.op_identifier() in model.functions:
                 continue
-            for operand in WEIGHT_OPERANDS.get(node.op_type, ()):
+            for operand in weight_operands(node):
                 value = _behind_layout(node.inputs[operand]) if operand < len(node.inputs) else None
                 producer = value.producer() if value is not None else None
                 if value is not None and producer is not None and id(producer) in computable:

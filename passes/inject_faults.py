@@ -17,7 +17,8 @@ from qtaml_onnx.errors import InputError
 from qtaml_onnx.graph import Owner, graphs_of
 from qtaml_onnx.modelio import FAULT_DOMAIN
 from qtaml_onnx.passes._graph import Carrier, NameTable, add_constant, add_input, insert_at_start
-from qtaml_onnx.plan import StoragePlan, TensorPlan
+from qtaml_onnx.passes.repeat_small import SMALL_WORDS
+from qtaml_onnx.plan import StoragePlan
 
 __all__ = ["DOMAIN", "RATES_INPUT", "SEED_INPUT", "InjectFaults", "allow_defaults", "stored_words"]
 
@@ -74,53 +75,65 @@ class InjectFaults(ir.passes.InPlacePass):
             if tensor.words_name not in words:
                 raise InputError(f"the stored words '{tensor.words_name}' are not in this model; harden it first")
             owner, value = words[tensor.words_name]
-            root = carrier.root(owner)
-            if isinstance(root, ir.Function):
-                root.opset_imports[DOMAIN] = 1
+            _import_domain(carrier.root(owner))
             inner_seed, inner_rates = carrier.into(owner, seed), carrier.into(owner, rates)
-            uses = list(value.uses())
-            nodes = [_fault_node(tensor, value, inner_seed, inner_rates, tensor.exposed_planes, tensor.stream, names)]
+            name, stream, planes = tensor.name, tensor.stream, tensor.exposed_planes
+            nodes = [_fault_node(name, value, inner_seed, inner_rates, stream, tensor.bits, planes, names)]
             if self.plan.residual_rate and tensor.protected_planes:
-                share = add_constant(model, owner, names.fresh(f"{tensor.name}.residual_share"), self._residual_share)
-                residual = ir.node("MatMul", [share, inner_rates], name=names.fresh(f"{tensor.name}.residual"))
-                residual.outputs[0].name = names.fresh(f"{tensor.name}.residual_rates")
+                share = add_constant(model, owner, names.fresh(f"{name}.residual_share"), self._residual_share)
+                residual = ir.node("MatMul", [share, inner_rates], name=names.fresh(f"{name}.residual"))
+                residual.outputs[0].name = names.fresh(f"{name}.residual_rates")
                 protected = ~tensor.exposed_planes & ((1 << tensor.bits) - 1)
-                stream = len(self.plan.tensors) + tensor.stream
-                faulty = nodes[0].outputs[0]
-                nodes += [
-                    residual,
-                    _fault_node(tensor, faulty, inner_seed, residual.outputs[0], protected, stream, names),
-                ]
-            for use in uses:
-                use.node.replace_input_with(use.idx, nodes[-1].outputs[0])
-            producer = value.producer()
-            if producer is not None:
-                owner.insert_after(producer, nodes)
-            else:
-                insert_at_start(owner, nodes)
+                stream += len(self.plan.tensors)
+                faulty, left = nodes[0].outputs[0], residual.outputs[0]
+                nodes += [residual, _fault_node(name, faulty, inner_seed, left, stream, tensor.bits, protected, names)]
+            _put_behind(owner, value, nodes)
+        if self.plan.small is not None:
+            groups = (name for name in words if name.startswith(SMALL_WORDS) and name.endswith(".words"))
+            for number, name in enumerate(sorted(groups)):
+                owner, value = words[name]
+                _import_domain(carrier.root(owner))
+                inner_seed, inner_rates = carrier.into(owner, seed), carrier.into(owner, rates)
+                stream = 2 * len(self.plan.tensors) + number
+                label = name.removesuffix(".words")
+                _put_behind(owner, value, [_fault_node(label, value, inner_seed, inner_rates, stream, 8, 0xFF, names)])
         logger.info("inject faults: %d tensors", len(self.plan.tensors))
         return ir.passes.PassResult(model, modified=True)
 
 
 def _fault_node(
-    tensor: TensorPlan,
+    name: str,
     words: ir.Value,
     seed: ir.Value,
     rates: ir.Value,
-    planes: int,
     stream: int,
+    bits: int,
+    planes: int,
     names: NameTable,
 ) -> ir.Node:
-    node = ir.node(
-        "FaultInject",
-        [words, seed, rates],
-        {"stream": stream, "bits": tensor.bits, "exposed_planes": planes},
-        domain=DOMAIN,
-        name=names.fresh(f"{tensor.name}.faults"),
-    )
-    node.outputs[0].name = names.fresh(f"{tensor.words_name}.faulty")
+    attributes = {"stream": stream, "bits": bits, "exposed_planes": planes}
+    node = ir.node("FaultInject", [words, seed, rates], attributes, domain=DOMAIN, name=names.fresh(f"{name}.faults"))
+    node.outputs[0].name = names.fresh(f"{name}.words.faulty")
     node.outputs[0].type, node.outputs[0].shape = words.type, words.shape
     return node
+
+
+def _import_domain(root: Owner) -> None:
+    """The operator set of the fault operator, in a function; the main graph has the model's."""
+    if isinstance(root, ir.Function):
+        root.opset_imports[DOMAIN] = 1
+
+
+def _put_behind(owner: Owner, value: ir.Value, nodes: list[ir.Node]) -> None:
+    """Lets all who read a value read what the nodes, of which the first reads it as well, make of it."""
+    for use in list(value.uses()):
+        if use.node is not nodes[0]:
+            use.node.replace_input_with(use.idx, nodes[-1].outputs[0])
+    producer = value.producer()
+    if producer is not None:
+        owner.insert_after(producer, nodes)
+    else:
+        insert_at_start(owner, nodes)
 
 
 def stored_words(model: ir.Model) -> dict[str, tuple[Owner, ir.Value]]:

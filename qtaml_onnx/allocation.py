@@ -92,4 +92,4 @@ def best_within(tensors: Sequence[Sequence[Option]], budget: float) -> Allocatio
 
 def uniform_sequence(tensors: Sequence[Sequence[Option]]) -> list[Allocation]:
     """The same option index in every tensor, 0, 1, 2, …: Uniform-MSP, where option m protects the top m planes."""
-    return [(m,) * len(tensors) for m in range(min(len(options) for options in tensors))]
+    return [(m,) * len(tensors) for m in range(min((len(options) for options in tensors), default=1))]

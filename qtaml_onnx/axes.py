@@ -50,18 +50,37 @@ def _reshaped(before: tuple[int, ...], wanted: NDArray[np.generic], layout: ir.N
 def channel_axis(node: ir.Node, operand: int) -> int | None:
     """The axis of output channels in an operand; negative ones count from the end, as its rank may be unknown here."""
     match node.op_type:
-        case "Conv":
+        case "Conv" | "FusedConv" | "DeformConv" | "CausalConvWithState":
             return 0
-        case "ConvTranspose":
-            return 1
-        case "Gemm":
-            name = "transB" if operand else "transA"
-            transposed = name in node.attributes and node.attributes[name].as_int() != 0
-            return int(transposed != bool(operand))
-        case "MatMul":
-            return -1 if operand else -2
-        case "Gather":
+        case "ConvTranspose" | "ConvTransposeWithDynamicPads" | "LSTM" | "GRU" | "RNN" | "MoE":
+            return 1  # of recurrent weights [directions, gates · hidden, inputs] the rows of all gates
+        case "Gemm" | "FusedGemm":
+            return int(_flag(node, "transB" if operand else "transA") != bool(operand))
+        case "MatMul" | "FusedMatMul" | "TransposeMatMul":
+            return -1 if _flag(node, "transB" if operand else "transA") != bool(operand) else -2
+        case "Gather" | "GatherND" | "Attention" | "MultiHeadAttention" | "EmbedLayerNormalization":
             return -1
+        case "Einsum":
+            return _einsum_axis(node.attributes["equation"].as_string(), operand)
+    return None
+
+
+def _flag(node: ir.Node, name: str) -> bool:
+    return name in node.attributes and node.attributes[name].as_int() != 0
+
+
+def _einsum_axis(equation: str, operand: int) -> int | None:
+    """The last axis of an operand that goes to the output and that no other operand has."""
+    terms, _, output = equation.replace(" ", "").partition("->")
+    operands = terms.split(",")
+    others = "".join(operands[:operand] + operands[operand + 1 :])
+    letters = operands[operand]
+    if not _:  # implicit: what appears once, goes to the output
+        output = "".join(letter for letter in letters if terms.count(letter) == 1)
+    for position in range(len(letters) - 1, -1, -1):
+        letter = letters[position]
+        if letter != "." and letter in output and letter not in others:
+            return position - len(letters) if "..." in letters[:position] else position
     return None
 
 

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.indices import index_limits
 from qtaml_onnx.memory import available_memory
 
 __all__ = ["Dataset", "InputSpec", "input_specs", "load_dataset", "synthetic_dataset"]
@@ -49,11 +50,15 @@ _GUESSED_EXTENT = 16
 
 @dataclass(frozen=True)
 class InputSpec:
-    """A graph input without default: its name, dtype, and shape with None for dynamic extents."""
+    """A graph input without default: its name, dtype, and shape with None for dynamic extents.
+
+    `limit` is the number of entries of the table that it indexes, if it does.
+    """
 
     name: str
     dtype: np.dtype[np.generic]
     shape: tuple[int | None, ...] | None
+    limit: int | None = None
 
     @property
     def batch(self) -> int | None:
@@ -118,7 +123,7 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
     Raises:
         InputError: if an input is not a tensor of a type that arrays can have.
     """
-    specs = []
+    specs, limits = [], index_limits(model)
     for value in model.graph.inputs:
         if value.is_initializer():
             continue
@@ -127,7 +132,8 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
         shape = None
         if value.shape is not None:
             shape = tuple(n if isinstance(n, int) and n > 0 else None for n in value.shape)
-        specs.append(InputSpec(str(value.name), np.dtype(value.dtype.numpy()), shape))
+        name = str(value.name)
+        specs.append(InputSpec(name, np.dtype(value.dtype.numpy()), shape, limits.get(name)))
     return specs
 
 
@@ -247,7 +253,8 @@ def _check_array(array: Array, spec: InputSpec, where: str) -> None:
 
 
 def synthetic_dataset(specs: list[InputSpec], samples: int, seed: int, *, runs: int | None = None) -> Dataset:
-    """Seeded inputs for models without data: standard normal floats, uniform bytes, small non-negative integers.
+    """Seeded inputs for models without data: standard normal floats, uniform bytes, small non-negative integers, no
+    larger than the tables that they index have entries.
 
     Dynamic axes other than the first are given 16 elements. Statistics from such inputs are a stand-in: whoever uses
     them must say so.
@@ -267,15 +274,16 @@ def synthetic_dataset(specs: list[InputSpec], samples: int, seed: int, *, runs: 
     for spec in specs:
         inner = tuple(n or _GUESSED_EXTENT for n in (spec.shape or ()))
         shape = (samples, *inner) if one_by_one else (samples, *inner[1:])
-        arrays[spec.name] = _random(rng, shape, spec.dtype)
+        arrays[spec.name] = _random(rng, shape, spec)
     return Dataset(arrays, None, one_by_one, None if one_by_one else batch, f"synthetic, seed {seed}")
 
 
-def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
-    if dtype == np.uint8:
+def _random(rng: np.random.Generator, shape: tuple[int, ...], spec: InputSpec) -> Array:
+    dtype = spec.dtype
+    if dtype == np.uint8 and spec.limit is None:
         return rng.integers(0, 256, shape, dtype=np.uint8)
     if dtype == np.bool_:
         return rng.random(shape) < 0.5
     if np.issubdtype(dtype, np.integer):
-        return rng.integers(0, 8, shape).astype(dtype)
+        return rng.integers(0, spec.limit or 8, shape).astype(dtype)
     return rng.standard_normal(shape).astype(dtype)

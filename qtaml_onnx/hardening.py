@@ -22,6 +22,7 @@ from qtaml_onnx.modelio import SourceModel, constant_bytes, load_model
 from qtaml_onnx.options import HardenOptions
 from qtaml_onnx.passes.correct_bias import CorrectBias
 from qtaml_onnx.passes.inject_faults import InjectFaults
+from qtaml_onnx.passes.repeat_small import RepeatSmall
 from qtaml_onnx.passes.store_weights import StoreWeights
 from qtaml_onnx.plan import FaultModel, StoragePlan
 from qtaml_onnx.planner import LONGEST_WORD, Allocation, Planner, prepare
@@ -29,6 +30,7 @@ from qtaml_onnx.progress import Progress, Silent
 from qtaml_onnx.report.build import build_report
 from qtaml_onnx.report.schema import Report
 from qtaml_onnx.sensitivity import measure_sensitivity
+from qtaml_onnx.small import SmallStorage
 from qtaml_onnx.weights import Inventory
 
 __all__ = ["HardenOptions", "HardenResult", "harden", "harden_source"]
@@ -146,7 +148,7 @@ def harden_source(
     """`harden` on what was read already; see there."""
     method = options.check(evaluation is not None)
     original = ir.to_proto(source.model) if evaluation is not None else None
-    inventory = prepare(source, list(options.include), list(options.exclude))
+    inventory = prepare(source, list(options.include), list(options.exclude), weights_needed=not options.include_small)
     planner = Planner(
         source,
         inventory,
@@ -157,7 +159,10 @@ def harden_source(
         input_scales=options.input_scales,
         codes={method.name: options.code} if options.code else None,
     )
-    warnings = _overridable(source, inventory)
+    if options.include_small:
+        planner.small = SmallStorage(source.model, options.small_copies)
+        planner.small.check_any(source.path, inventory)
+    warnings = [*source.warnings, *_overridable(source, inventory)]
     if calibration is not None and method.corrects_bias:
         _calibrate(planner, calibration, options.bias_correction, progress)
     if method.needs_sensitivity and _is_probed(source, options, calibration is not None, warnings):
@@ -187,8 +192,10 @@ def harden_source(
 def carry_out(source: SourceModel, plan: StoragePlan) -> tuple[ir.Model, ir.Model]:
     """The hardened model of a plan and its instrumented twin, both new; the source's weights must be folded."""
     hardened = source.model.clone()
+    repeat_small = RepeatSmall(plan, hardened)
     StoreWeights(plan)(hardened)
     CorrectBias({tensor.name: tensor.bias for tensor in plan.tensors if tensor.bias is not None})(hardened)
+    repeat_small(hardened)
     hardened.metadata_props["qtaml_onnx.version"] = __version__
     hardened.metadata_props["qtaml_onnx.plan_sha256"] = plan.sha256
     hardened.metadata_props["qtaml_onnx.source_sha256"] = source.sha256

@@ -30,8 +30,10 @@ from qtaml_onnx.external_data import (
     tensor_bytes,
 )
 from qtaml_onnx.graph import constant_tensor, graphs_of, is_constant, walk
+from qtaml_onnx.old_opsets import is_old, raise_opset
 from qtaml_onnx.outputs import OutputSet, check_free_space, check_output_path
-from qtaml_onnx.validation import check_proto, first_line, tensors_of
+from qtaml_onnx.sparse import is_sparse, make_dense, make_sparse
+from qtaml_onnx.validation import check_names, check_proto, first_line, tensors_of
 from qtaml_onnx.wire import Buffer, StreamedTensor, cut_raw_data, write_inline
 
 __all__ = [
@@ -70,12 +72,14 @@ class SourceModel:
         sha256: Of the file, without its external data.
         model: The graph; its large tensors are views of the files' bytes.
         external_files: Files of external data that it has.
+        warnings: What to tell of the reading.
     """
 
     path: Path
     sha256: str
     model: ir.Model
     external_files: tuple[Path, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -121,12 +125,16 @@ def load_model(path: str | os.PathLike[str]) -> SourceModel:
     the result is in use, as large tensors are read from them when they are needed.
 
     Raises:
-        InputError: if the file is missing, empty, not an ONNX model, refused by the ONNX checker, older than opset 7,
-            or names external data that is outside its folder, missing or not as long as its tensors.
+        InputError: if the file is missing, empty, not an ONNX model, refused by the ONNX checker, too old to be
+            converted, or names external data that is outside its folder, missing or not as long as its tensors.
     """
     path = Path(path)
     data = _read(path)
     proto, own = _parse(path, data)
+    raised = None
+    if is_old(proto):  # the converter wants all values at hand
+        proto.ParseFromString(bytes(data))
+        proto, raised = raise_opset(path, proto)
     places: dict[tuple[str, int, int], ExternalData] = {}
     elsewhere = []
     for tensor in tensors_of(proto):
@@ -138,6 +146,8 @@ def load_model(path: str | os.PathLike[str]) -> SourceModel:
             places[_location(tensor), place.start, place.end - place.start] = place
     check_overlaps(path, elsewhere)
     check_proto(path, proto)
+    make_dense(path, proto)
+    check_names(path, proto)
     files = external_files(elsewhere)
     try:
         buffers = {path.resolve(): data} | {file: open_buffer(file) for file in files}
@@ -149,7 +159,7 @@ def load_model(path: str | os.PathLike[str]) -> SourceModel:
         ) from error
     except Exception as error:  # wraps whatever went wrong, without a common base
         raise InputError(f"{path}: its graph cannot be read: {first_line(error)}; export the model again") from error
-    return SourceModel(path, hashlib.sha256(data).hexdigest(), model, files)
+    return SourceModel(path, hashlib.sha256(data).hexdigest(), model, files, (raised,) if raised else ())
 
 
 def _read(path: Path) -> Buffer:
@@ -227,7 +237,7 @@ def save_model(model: ir.Model, outputs: OutputSet, path: Path, *, external_data
     check_free_space(path, total)
     external = external_data or total > _EXTERNAL_THRESHOLD
     skeleton, tensors = _without_large_tensors(model, f"{path.name}.data", subgraphs=external)
-    proto = ir.to_proto(skeleton)
+    proto = make_sparse(ir.to_proto(skeleton))
     digest: list[str] = []
     if external:
         outputs.add(path, functools.partial(_write_skeleton, proto, digest))
@@ -256,7 +266,7 @@ def _without_large_tensors(model: ir.Model, location: str, *, subgraphs: bool) -
             continue
         for value in graph.initializers.values():
             tensor = value.const_value
-            if tensor is None or tensor.nbytes < _SEPARATE or tensor.dtype == ir.DataType.STRING:
+            if tensor is None or tensor.nbytes < _SEPARATE or tensor.dtype == ir.DataType.STRING or is_sparse(value):
                 continue
             start = -(-end // _ALIGNMENT) * _ALIGNMENT
             end = start + tensor.nbytes

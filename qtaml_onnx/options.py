@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.methods import Method, method_named
 from qtaml_onnx.planner import LONGEST_WORD
+from qtaml_onnx.storage.repetition import MOST_COPIES
 from qtaml_onnx.uniform_codes import CODE_CHOICES
 
 __all__ = ["DEFAULT_METHOD", "HardenOptions"]
@@ -38,6 +39,8 @@ class HardenOptions:
             no more memory than one tensor, `auto` probes models of at most 1 GiB, and any with calibration data.
         include: Patterns of weights to harden; all if empty.
         exclude: Patterns of weights to leave alone.
+        include_small: Whether biases, norms, scales and zero points are in the fault model too.
+        small_copies: How often each of their bits is stored; as often as the rates need if None.
         trials: Trials a rate when evaluating.
         seed: Of probes, synthetic inputs and trials.
         workers: Processes of the campaign.
@@ -60,6 +63,8 @@ class HardenOptions:
     sensitivity: str = "auto"
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
+    include_small: bool = False
+    small_copies: int | None = None
     trials: int = 20
     seed: int = 0
     workers: int = 1
@@ -102,6 +107,10 @@ class HardenOptions:
                 raise InputError(f"--bits-per-weight {self.bits_per_weight:g} is out of range; give 1 to 64")
             if self.target is not None or self.budget:
                 raise InputError("--bits-per-weight excludes --budget and --target; give one")
+        if self.small_copies is not None and not self.include_small:
+            raise InputError("--small-copies says how small tensors are stored; add --include-small")
+        if self.small_copies is not None and self.small_copies not in range(1, MOST_COPIES + 1, 2):
+            raise InputError(f"--small-copies {self.small_copies}: give an odd number from 1 to {MOST_COPIES}")
         if self.compare and not has_evaluation:
             raise InputError("--compare needs data to measure on; add --eval FILE.npz")
         if self.compare and self.bits_per_weight is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -20,7 +21,17 @@ from qtaml_onnx.errors import InputError
 from qtaml_onnx.storage.codes import UNIFORM_KINDS, Code, uniform_code
 from qtaml_onnx.textio import read_text
 
-__all__ = ["BiasPlan", "CodeSpec", "FaultModel", "LeftOutTensor", "StoragePlan", "TensorPlan", "read_plan"]
+__all__ = [
+    "BiasPlan",
+    "CodeSpec",
+    "FaultModel",
+    "LeftOutTensor",
+    "SmallPlan",
+    "SmallTensor",
+    "StoragePlan",
+    "TensorPlan",
+    "read_plan",
+]
 
 SCHEMA_VERSION = 1
 
@@ -234,6 +245,39 @@ class LeftOutTensor(_Value):
     reason: str
 
 
+class SmallTensor(_Value):
+    """A tensor beside the weights whose bits are stored several times: its name, what it is, its type and shape."""
+
+    name: str
+    role: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bits(self) -> int:
+        """Bits of one copy."""
+        return int(np.prod(self.shape, dtype=np.int64)) * ir.DataType[self.dtype].bitwidth
+
+
+class SmallPlan(_Value):
+    """How biases, norms, scales and zero points are stored, and the scales, tables and means that hardening adds.
+
+    Attributes:
+        copies: How often each bit is stored, read by majority.
+        residual_rate: Rate at which a bit is still read wrong.
+        tensors: The model's own small tensors.
+    """
+
+    copies: int
+    residual_rate: float
+    tensors: tuple[SmallTensor, ...]
+
+    @property
+    def bits(self) -> int:
+        """Stored bits of the model's own small tensors, all copies."""
+        return self.copies * sum(tensor.bits for tensor in self.tensors)
+
+
 class StoragePlan(_Value):
     """The whole decision for a model.
 
@@ -246,6 +290,7 @@ class StoragePlan(_Value):
         residual_rate: Rate at which protected planes still flip.
         tensors: How each tensor is stored.
         left_out: What is not, and why.
+        small: How the tensors beside the weights are stored; None where they are taken to be safe.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -258,6 +303,7 @@ class StoragePlan(_Value):
     residual_rate: float = 0.0
     tensors: tuple[TensorPlan, ...]
     left_out: tuple[LeftOutTensor, ...] = ()
+    small: SmallPlan | None = None
 
     @property
     def weight_bits(self) -> int:
@@ -276,14 +322,25 @@ class StoragePlan(_Value):
 
     @property
     def metadata_bits(self) -> int:
-        """Bits of scales, tables and bias corrections; a table that several tensors share counts once."""
+        """Bits of scales, tables and bias corrections, all copies; a table that several tensors share counts once."""
         tables = {(t.form, t.table): t.table_bits for t in self.tensors}
-        return sum(t.metadata_bits for t in self.tensors) + sum(tables.values())
+        copies = self.small.copies if self.small is not None else 1
+        return copies * (sum(t.metadata_bits for t in self.tensors) + sum(tables.values()))
+
+    @property
+    def small_bits(self) -> int:
+        """Stored bits of the model's own small tensors, all copies; 0 where they are taken to be safe."""
+        return self.small.bits if self.small is not None else 0
+
+    @property
+    def stored_bits(self) -> int:
+        """All bits that are stored: words, parity, metadata and small tensors."""
+        return self.weight_bits + self.parity_bits + self.metadata_bits + self.small_bits
 
     @property
     def planes(self) -> int:
-        """Planes of the longest word."""
-        return max((t.bits for t in self.tensors), default=8)
+        """Planes of the longest word; a byte of a small tensor has 8."""
+        return max((*(t.bits for t in self.tensors), *([8] if self.small is not None or not self.tensors else [])))
 
     @property
     def noise_energy(self) -> float | None:
@@ -294,7 +351,7 @@ class StoragePlan(_Value):
 
     def to_json(self) -> str:
         """Canonical JSON: the text whose hash is the plan's."""
-        return self.model_dump_json(indent=1) + "\n"
+        return self.model_dump_json(indent=1, exclude=None if self.small is not None else {"small"}) + "\n"
 
     @property
     def sha256(self) -> str:

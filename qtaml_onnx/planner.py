@@ -20,6 +20,7 @@ from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.plan import BiasPlan, CodeSpec, FaultModel, LeftOutTensor, StoragePlan, TensorPlan, table_bits
 from qtaml_onnx.protection import Protection, scheme
 from qtaml_onnx.sensitivity import Sensitivity
+from qtaml_onnx.small import SmallStorage
 from qtaml_onnx.storage import word_sums
 from qtaml_onnx.storage.channel_optimized import design_channel_optimized
 from qtaml_onnx.storage.tensor import along_channels, mean_square, normalise
@@ -36,18 +37,24 @@ _REFINEMENTS = 5
 _LEAST_STEP = 1e-3
 
 
-def prepare(source: SourceModel, include: list[str] | None = None, exclude: list[str] | None = None) -> Inventory:
+def prepare(
+    source: SourceModel,
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
+    *,
+    weights_needed: bool = True,
+) -> Inventory:
     """Folds the weights of a model that are computed from constants, in place, and lists what is stored where.
 
     Raises:
-        InputError: if a pattern matches nothing, or there is no weight to store.
+        InputError: if a pattern matches nothing, or there is no weight to store and one is needed.
     """
     FoldWeights()(source.model)
     inventory = find_weights(source.model).select(include, exclude)
-    if not inventory.weights:
+    if weights_needed and not inventory.weights:
         raise InputError(
-            f"{source.path}: no weights of Conv, ConvTranspose, Gemm, MatMul or Gather to harden; "
-            "`qtaml-onnx inspect` tells why"
+            f"{source.path}: no weights to harden: no constant operand of Conv, Gemm, MatMul, Gather or the like; "
+            "`qtaml-onnx inspect` tells what is left out and why"
         )
     return inventory
 
@@ -69,6 +76,7 @@ class Planner:
         statistics: What calibration says of them; empty without calibration data.
         biases: Plans of their biases.
         sensitivity: Measured by forward probes; None where no method needs it.
+        small: How the tensors beside the weights are stored; None where they are taken to be safe.
     """
 
     def __init__(
@@ -101,6 +109,7 @@ class Planner:
         self.statistics: dict[str, LayerStatistics] = {}
         self.biases: dict[str, BiasPlan] = {}
         self.sensitivity: Sensitivity | None = None
+        self.small: SmallStorage | None = None
         self._probed_with: ScalingKind = "peak"
         self._menus: dict[tuple[str, bool], Menu] = {}
         self._scalings: dict[tuple[str, str], Scaling] = {}
@@ -293,7 +302,7 @@ class Planner:
 
     @staticmethod
     def _stored(plan: StoragePlan) -> int:
-        return plan.weight_bits + plan.parity_bits + plan.metadata_bits
+        return plan.stored_bits
 
     def smallest_overhead(self, method: Method, energy: float) -> float | None:
         """The smallest protected fraction whose predicted output noise energy is at most `energy`; None if none is."""
@@ -313,9 +322,10 @@ class Planner:
             self._tensor_plan(method, tensor, choice, stream, choice.energy / energy * bits if energy > 0 else 0.0)
             for stream, (tensor, choice) in enumerate(zip(self.tensors, chosen, strict=True))
         )
-        longest = max(tensor.bits for tensor in tensors)
+        longest = max((tensor.bits for tensor in tensors), default=0)
+        longest = longest if self.small is None else max(longest, 8)
         faults = self.fault_model
-        return StoragePlan(
+        plan = StoragePlan(
             source_sha256=self.source.sha256,
             method=method.name,
             fault_model=faults.model_copy(update={"p01": faults.p01[:longest], "p10": faults.p10[:longest]}),
@@ -325,6 +335,7 @@ class Planner:
             tensors=tensors,
             left_out=tuple(LeftOutTensor(name=item.name, reason=item.reason) for item in self.inventory.left_out),
         )
+        return plan if self.small is None else self.small.added_to(plan)
 
     def _design(self, method: Method, choice: Choice, x: NDArray[np.float32], worth: float) -> Design:
         """The design of a choice: the shared code book with a gain of the tensor's own, or a code book of its own.

@@ -15,6 +15,7 @@ from qtaml_onnx.modelio import PLAN_KEY, SourceModel, load_model
 from qtaml_onnx.passes.inject_faults import InjectFaults
 from qtaml_onnx.plan import FaultModel, StoragePlan, read_plan
 from qtaml_onnx.planner import Planner, prepare
+from qtaml_onnx.small import SmallStorage
 
 __all__ = ["StoredModel", "plan_path", "stored_model"]
 
@@ -59,6 +60,7 @@ def stored_model(
     per_tensor_scales: bool = False,
     include: list[str] | None = None,
     exclude: list[str] | None = None,
+    include_small: bool = False,
 ) -> StoredModel:
     """Reads a model and instruments it: a hardened one by its plan, a plain one after plain quantisation.
 
@@ -70,6 +72,7 @@ def stored_model(
         per_tensor_scales: Of a plain model.
         include: Patterns for a plain model.
         exclude: Patterns for a plain model.
+        include_small: Whether a plain model's biases, norms, scales and zero points are stored words too, once.
 
     Raises:
         InputError: if the model is instrumented already, or is hardened and its plan is missing or of another model.
@@ -79,7 +82,7 @@ def stored_model(
         source.check_plain()
     wanted = source.model.metadata_props.get(PLAN_KEY)
     if wanted is None:
-        inventory = prepare(source, include, exclude)
+        inventory = prepare(source, include, exclude, weights_needed=not include_small)
         planner = Planner(
             source,
             inventory,
@@ -87,6 +90,9 @@ def stored_model(
             bits=bits,
             per_tensor_scales=per_tensor_scales,
         )
+        if include_small:
+            planner.small = SmallStorage(source.model)
+            planner.small.check_any(path, inventory)
         plan = planner.within_budget(METHODS["none"], 0)
         fixed, faulty = carry_out(source, plan)
         return StoredModel(source, plan, fixed, faulty, hardened=False)

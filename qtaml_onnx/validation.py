@@ -10,10 +10,7 @@ import onnx
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.external_data import element_count, tensor_bytes
 
-__all__ = ["OLDEST_OPSET", "check_proto", "first_line", "tensors_of"]
-
-OLDEST_OPSET = 7
-"""Broadcasting arithmetic, which every read-out uses, came with opset 7."""
+__all__ = ["check_names", "check_proto", "first_line", "tensors_of"]
 
 _FIELDS: dict[int, tuple[str, int]] = {
     onnx.TensorProto.FLOAT: ("float_data", 1),
@@ -68,19 +65,16 @@ def check_proto(path: Path, proto: onnx.ModelProto) -> None:
         proto: The model; tensors with external data are taken to be checked already.
 
     Raises:
-        InputError: if it is too old, has sparse tensors, a tensor whose values are not as many as its shape says,
-            initializers of one name, or something that the ONNX checker refuses.
+        InputError: if it names no opset, has lists of sparse tensors, a tensor whose values are not as many as its
+            shape says, initializers of one name, or something that the ONNX checker refuses.
     """
     opset = {entry.domain: entry.version for entry in proto.opset_import}.get("", 0)
     if not opset:
         raise InputError(f"{path}: imports no version of the ONNX operator set; export it again")
-    if opset < OLDEST_OPSET:
-        raise InputError(f"{path}: opset {opset} is too old; convert it to opset {OLDEST_OPSET} or newer")
+    check_names(path, proto)
     for part in _parts(proto):
-        if isinstance(part, onnx.GraphProto):
-            _check_names(path, part)
-        if part.sparse_initializer if isinstance(part, onnx.GraphProto) else any(map(_is_sparse, part.attribute)):
-            raise InputError(f"{path} has sparse tensors, which are not supported; export it with dense ones")
+        if isinstance(part, onnx.NodeProto) and any(attribute.sparse_tensors for attribute in part.attribute):
+            raise InputError(f"{path}: {part.op_type} '{part.name}' has sparse attributes; export dense ones")
     for tensor in tensors_of(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             _check_values(path, tensor)
@@ -92,16 +86,14 @@ def check_proto(path: Path, proto: onnx.ModelProto) -> None:
         raise InputError(f"{path}: the ONNX checker fails on it: {first_line(error)}; export it again") from error
 
 
-def _check_names(path: Path, graph: onnx.GraphProto) -> None:
-    seen: set[str] = set()
-    for tensor in graph.initializer:
-        if tensor.name in seen:
-            raise InputError(f"{path}: several initializers are named '{tensor.name}'; export the model again")
-        seen.add(tensor.name)
-
-
-def _is_sparse(attribute: onnx.AttributeProto) -> bool:
-    return attribute.HasField("sparse_tensor") or bool(attribute.sparse_tensors)
+def check_names(path: Path, proto: onnx.ModelProto) -> None:
+    """Raises InputError if a graph of the model has several initializers of one name."""
+    for graph in _parts(proto):
+        seen: set[str] = set()
+        for tensor in graph.initializer if isinstance(graph, onnx.GraphProto) else ():
+            if tensor.name in seen:
+                raise InputError(f"{path}: several initializers are named '{tensor.name}'; export the model again")
+            seen.add(tensor.name)
 
 
 def _check_values(path: Path, tensor: onnx.TensorProto) -> None:

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from qtaml_onnx.data import Dataset, input_specs, synthetic_dataset
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.graph import STANDARD_DOMAINS, constant_array, walk
+from qtaml_onnx.hardening import carry_out
 from qtaml_onnx.modelio import PLAN_KEY, SourceModel, load_model
 from qtaml_onnx.passes.correct_bias import CorrectBias
 from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.passes.inject_faults import stored_words
+from qtaml_onnx.passes.repeat_small import SMALL_WORDS
 from qtaml_onnx.passes.substitute_weights import SubstituteWeights
 from qtaml_onnx.plan import StoragePlan, read_plan
 from qtaml_onnx.runtime import create_session
@@ -85,6 +87,8 @@ def verify_files(hardened: Path, original: Path, *, data: Dataset | None = None,
     ]
     FoldWeights()(source.model)
     checks.append(_words(model.model, source.model, plan))
+    if plan.small is not None and checks[-1].passed:
+        checks.append(_small_words(model.model, source, plan))
     if all(check.passed for check in checks):
         checks.append(_equal(model.model, source.model, plan, data, seed))
     if all(check.passed for check in checks):
@@ -151,6 +155,23 @@ def _words(model: ir.Model, source: ir.Model, plan: StoragePlan) -> Check:
         if not np.array_equal(expected, constant_array(stored[tensor.words_name][1])):
             return Check("stored words", False, f"the words of '{tensor.name}' are not those of the original's weights")
     return Check("stored words", True, f"{plan.weight_bits} bits as planned")
+
+
+def _small_words(model: ir.Model, source: SourceModel, plan: StoragePlan) -> Check:
+    """The stored bytes of small tensors are those that carrying out the plan again gives."""
+    found, expected = ({
+        name: constant_array(value)
+        for name, (_owner, value) in stored_words(of).items()
+        if name.startswith(SMALL_WORDS) and name.endswith(".words")
+    } for of in (model, carry_out(source, plan)[0]))  # fmt: skip
+    for name, array in expected.items():
+        if name not in found:
+            return Check("small tensors", False, f"'{name}' is gone: another optimiser folded the read-out")
+        if not np.array_equal(array, found[name]):
+            return Check("small tensors", False, f"'{name}' is not what the original's small tensors are stored as")
+    bits = sum(8 * array.size for array in expected.values())
+    copies = plan.small.copies if plan.small is not None else 0
+    return Check("small tensors", True, f"{bits} bits as planned, metadata included, {copies} of each")
 
 
 def _equal(model: ir.Model, source: ir.Model, plan: StoragePlan, data: Dataset | None, seed: int) -> Check:

@@ -15,25 +15,27 @@ from numpy.typing import NDArray
 from qtaml_onnx.axes import axis_before, channel_axis, counted_from_the_front
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.graph import STANDARD_DOMAINS, Owner, constant_array, constant_tensor, graphs_of, is_constant, walk
+from qtaml_onnx.operands import LAYOUT_OPERATORS, role_of, weight_operands
+from qtaml_onnx.sparse import is_sparse
 
 __all__ = [
     "Inventory",
     "LeftOut",
     "Weight",
     "constant_array",
+    "constants_of",
     "dequantize_parameters",
     "find_weights",
     "float_dtype",
     "float_weights",
+    "holder_of",
     "is_constant",
+    "may_be_weights",
 ]
 
 FLOAT_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
 WORD_TYPES = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
 _SMALL_INTEGERS = WORD_TYPES | {ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT16, ir.DataType.UINT16}
-_INTEGER_OPERATORS = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"})
-WEIGHT_OPERANDS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1, 0), "MatMul": (1, 0), "Gather": (0,)}
-LAYOUT_OPERATORS = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 
 
 @dataclass(frozen=True)
@@ -162,19 +164,19 @@ def dequantize_parameters(node: ir.Node, shape: tuple[int, ...]) -> tuple[NDArra
 def find_weights(model: ir.Model) -> Inventory:
     """Lists the weights of a model and the constants that are left out, each with the reason.
 
-    Weights are constant operands of Conv, ConvTranspose, Gemm, MatMul and Gather, reached directly, through operators
-    that only change the layout, through a DequantizeLinear, or through the inputs of a model function. A constant that
-    several operators share is listed once.
+    Weights are constant operands (`weight_operands`), reached directly, through operators that only change the layout,
+    through a DequantizeLinear, or through the inputs of a model function or of a Scan. A constant that several
+    operators share is listed once.
     """
     inventory = Inventory()
     seen: dict[int, Weight] = {}
     declined: dict[int, LeftOut] = {}
-    arguments = _function_arguments(model)
+    arguments = _find_arguments(model)
     names = _names(model)
     for _root, node in walk(model):
-        if node.domain not in STANDARD_DOMAINS:
+        if node.op_identifier() in model.functions:
             continue
-        for operand in WEIGHT_OPERANDS.get(node.op_type, ()):
+        for operand in weight_operands(node):
             if operand >= len(node.inputs):
                 continue
             for value, place in _sources(node.inputs[operand], channel_axis(node, operand), arguments):
@@ -188,7 +190,7 @@ def find_weights(model: ir.Model) -> Inventory:
                     continue
                 axis = counted_from_the_front(value, place) if dequantize is None else _dequantize_axis(dequantize)
                 weight = Weight(
-                    names[id(stored)], value, _holder(model, stored), node.op_type, node, operand, axis, dequantize
+                    names[id(stored)], value, holder_of(model, stored), node.op_type, node, operand, axis, dequantize
                 )
                 seen[id(stored)] = weight
     inventory.weights.extend(seen.values())
@@ -197,16 +199,50 @@ def find_weights(model: ir.Model) -> Inventory:
     return inventory
 
 
-def _function_arguments(model: ir.Model) -> dict[int, list[ir.Value]]:
-    """For each input of a model function, by identity, the values that its calls pass."""
-    arguments: dict[int, list[ir.Value]] = {}
+@dataclass(frozen=True)
+class _Argument:
+    """What a formal input of a function or of a Scan's body stands for.
+
+    Attributes:
+        value: The value that the call passes.
+        sliced: Whether the formal input is a slice of it along its first axis.
+    """
+
+    value: ir.Value
+    sliced: bool = False
+
+    def axis(self, axis: int | None) -> int | None:
+        """The axis of the value that is `axis` of the formal input."""
+        return axis + 1 if axis is not None and axis >= 0 and self.sliced else axis
+
+
+_Arguments = dict[int, list[_Argument]]
+
+
+def _find_arguments(model: ir.Model) -> _Arguments:
+    """For each input of a model function or of a Scan's body, by identity, what its calls pass."""
+    arguments: _Arguments = {}
     for _root, node in walk(model):
         function = model.functions.get(node.op_identifier())
         if function is not None:
             for formal, actual in zip(function.inputs, node.inputs, strict=False):
                 if actual is not None:
-                    arguments.setdefault(id(formal), []).append(actual)
+                    arguments.setdefault(id(formal), []).append(_Argument(actual))
+        elif node.op_type == "Scan" and node.domain in STANDARD_DOMAINS:
+            for formal, actual in _scanned(node):
+                arguments.setdefault(id(formal), []).append(_Argument(actual, sliced=True))
     return arguments
+
+
+def _scanned(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """The body's inputs that are slices of a Scan's inputs along the first axis, as the layers of a stack are."""
+    body, count = node.attributes["body"].as_graph(), node.attributes["num_scan_inputs"].as_int()
+    if len(body.inputs) != len(node.inputs):
+        return  # the Scan of opset 8, which has a batch axis before
+    axes = node.attributes["scan_input_axes"].as_ints() if "scan_input_axes" in node.attributes else (0,) * count
+    for formal, actual, axis in zip(list(body.inputs)[-count:], node.inputs[-count:], axes, strict=True):
+        if actual is not None and axis == 0:
+            yield formal, actual
 
 
 def _names(model: ir.Model) -> dict[int, str]:
@@ -235,7 +271,19 @@ def _names(model: ir.Model) -> dict[int, str]:
     return names
 
 
-def _holder(model: ir.Model, value: ir.Value) -> Owner:
+def constants_of(model: ir.Model) -> list[tuple[str, ir.Value]]:
+    """Every constant of a model with its unique name."""
+    names, found = _names(model), []
+    for _root, graph in graphs_of(model):
+        local = graph.graph if isinstance(graph, ir.Function) else graph
+        values = [*local.initializers.values()]
+        values += [output for node in graph if node.op_type == "Constant" for output in node.outputs]
+        found += [(names[id(value)], value) for value in values]
+    return found
+
+
+def holder_of(model: ir.Model, value: ir.Value) -> Owner:
+    """The graph or function that holds a constant."""
     producer = value.producer()
     graph = producer.graph if producer is not None else value.graph
     for root, candidate in graphs_of(model):
@@ -244,9 +292,7 @@ def _holder(model: ir.Model, value: ir.Value) -> Owner:
     return model.graph
 
 
-def _sources(
-    value: ir.Value | None, axis: int | None, arguments: dict[int, list[ir.Value]]
-) -> Iterator[tuple[ir.Value, int | None]]:
+def _sources(value: ir.Value | None, axis: int | None, arguments: _Arguments) -> Iterator[tuple[ir.Value, int | None]]:
     """The constants, or DequantizeLinear outputs over constants, behind an operand, with the channel axis of each."""
     if value is None:
         return
@@ -255,8 +301,8 @@ def _sources(
         return
     producer = value.producer()
     if producer is None:
-        for actual in arguments.get(id(value), []):
-            yield from _sources(actual, axis, arguments)
+        for argument in arguments.get(id(value), []):
+            yield from _sources(argument.value, argument.axis(axis), arguments)
     elif producer.domain in STANDARD_DOMAINS and producer.op_type == "DequantizeLinear":
         if is_constant(producer.inputs[0]):
             yield value, axis
@@ -279,6 +325,8 @@ def _why_not(node: ir.Node, value: ir.Value, stored: ir.Value, dequantize: ir.No
     tensor = constant_tensor(stored)
     if tensor.size == 0:
         return "empty tensor"
+    if is_sparse(stored):
+        return "sparse tensor: kept as it is"
     if dequantize is None:
         if tensor.dtype not in FLOAT_TYPES:
             return f"type {tensor.dtype.name}: neither a float weight nor the input of a DequantizeLinear"
@@ -312,14 +360,15 @@ def _others(
                 continue
             if not is_constant(value):
                 yield LeftOut(names[id(value)], "given by an attribute of the function's call")
-            elif _may_be_weights(value):
-                yield LeftOut(names[id(value)], _role(value))
+            elif may_be_weights(value):
+                reason = "sparse tensor: kept as it is" if is_sparse(value) else role_of(value)
+                yield LeftOut(names[id(value)], reason)
     foreign = {node.op_identifier()[:2] for _root, node in walk(model) if _is_foreign(model, node)}
     for domain, op_type in sorted(foreign):
         yield LeftOut(f"{domain}::{op_type}", "custom operator: kept untouched")
 
 
-def _may_be_weights(value: ir.Value) -> bool:
+def may_be_weights(value: ir.Value) -> bool:
     """Whether a constant may hold something trained: floats or small integers.
 
     Scalars of Constant nodes are the graph's own numbers (an epsilon, a factor), not stored parameters.
@@ -331,16 +380,5 @@ def _may_be_weights(value: ir.Value) -> bool:
 
 
 def _is_foreign(model: ir.Model, node: ir.Node) -> bool:
-    return node.domain not in STANDARD_DOMAINS and node.op_identifier() not in model.functions
-
-
-def _role(value: ir.Value) -> str:
-    use = next(iter(value.uses()))
-    op_type = use.node.op_type
-    if op_type in WEIGHT_OPERANDS and use.idx == 2:
-        return f"bias of {op_type}: kept in safe storage"
-    if op_type in {"LSTM", "GRU", "RNN"}:
-        return f"weights of {op_type}: this operator is not hardened yet"
-    if op_type in _INTEGER_OPERATORS:
-        return f"input {use.idx} of {op_type}: integer operators are not hardened; export the model in QDQ form"
-    return f"input {use.idx} of {op_type}: not a weight operand"
+    known = node.domain in STANDARD_DOMAINS or node.op_identifier() in model.functions
+    return not known and not weight_operands(node)

@@ -55,6 +55,7 @@ def evaluate(
     ] = None,
     bits: o.Bits = 8,
     per_tensor_scales: o.PerTensor = False,
+    include_small: o.IncludeSmall = False,
     original: Annotated[
         Path | None,
         typer.Option("--original", help="The float model that accuracy without labels is compared with."),
@@ -128,7 +129,10 @@ def evaluate(
         raise InputError("--store names the same file as -o or --plot; give two")
     kind = _picture_kind(plot, output)
     conditions = sweep_conditions(flip_rate, p01, p10, plane_rates, device, retention)
-    stored = [stored_model(path, _NO_FAULTS, bits=bits, per_tensor_scales=per_tensor_scales) for path in models]
+    stored = [
+        stored_model(path, _NO_FAULTS, bits=bits, per_tensor_scales=per_tensor_scales, include_small=include_small)
+        for path in models
+    ]
     lengths = sorted({model.plan.planes for model in stored})
     faults = {length: [condition.fault_model(length) for condition in conditions] for length in lengths}
     reference = _reference(stored, original)

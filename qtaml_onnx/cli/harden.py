@@ -84,6 +84,11 @@ def harden(
     ] = "auto",
     include: o.Include = None,
     exclude: o.Exclude = None,
+    include_small: o.IncludeSmall = False,
+    small_copies: Annotated[
+        int | None,
+        typer.Option("--small-copies", help="How often each bit of them is stored; default: as the rates need."),
+    ] = None,
     emit_faulty: Annotated[
         Path | None, typer.Option("--emit-faulty", help="Also write the instrumented model here.")
     ] = None,
@@ -140,6 +145,8 @@ def harden(
         sensitivity=sensitivity,
         include=include or (),
         exclude=exclude or (),
+        include_small=include_small,
+        small_copies=small_copies,
         trials=trials,
         seed=seed,
         workers=workers,
@@ -149,8 +156,9 @@ def harden(
         fail_under=fail_under,
     )
     chosen.check(evaluation is not None)
+    least_planes = 8 if device is None or include_small else bits
     faults = fault_model(
-        bits=o.MOST_BITS if bits_per_weight is not None else bits if device is not None else max(bits, 8),
+        bits=o.MOST_BITS if bits_per_weight is not None else max(bits, least_planes),
         flip_rate=flip_rate,
         p01=p01,
         p10=p10,

@@ -30,6 +30,7 @@ def inject(
     per_tensor_scales: o.PerTensor = False,
     include: o.Include = None,
     exclude: o.Exclude = None,
+    include_small: o.IncludeSmall = False,
     json: o.Json = False,
     verbose: o.Verbose = 0,
     quiet: o.Quiet = False,
@@ -64,6 +65,7 @@ def inject(
         per_tensor_scales=per_tensor_scales,
         include=include,
         exclude=exclude,
+        include_small=include_small,
     )
     with OutputSet(stored.source.files) as outputs:
         save_model(stored.faulty, outputs, output, external_data=bool(stored.source.external_files))

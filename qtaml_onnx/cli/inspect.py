@@ -52,7 +52,7 @@ def inspect(
     FoldWeights()(source.model)
     inventory = find_weights(source.model).select(include, exclude)
     planner = Planner(source, inventory, FaultModel(p01=(0.0,) * 8, p10=(0.0,) * 8))
-    warnings: list[str] = []
+    warnings = list(source.warnings)
     if source.hardened or source.instrumented:
         warnings.append(
             "the model is hardened already: shown are its weights as read, its plan says how they are stored"

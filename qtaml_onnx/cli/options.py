@@ -24,6 +24,7 @@ __all__ = [
     "Exclude",
     "FlipRate",
     "Include",
+    "IncludeSmall",
     "Json",
     "Margin",
     "ModelPath",
@@ -81,6 +82,10 @@ PerTensor = Annotated[
 ]
 Include = Annotated[
     list[str] | None, typer.Option("--include", help="Harden only weights whose name matches; repeatable.")
+]
+IncludeSmall = Annotated[
+    bool,
+    typer.Option("--include-small", help="Biases, norms, scales and zero points meet faults too (hardened: repeated)."),
 ]
 Exclude = Annotated[list[str] | None, typer.Option("--exclude", help="Leave these weights alone; repeatable.")]
 Calibration = Annotated[

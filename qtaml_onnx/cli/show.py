@@ -229,5 +229,10 @@ def summary(report: Report) -> None:
         f"method {report.method}: {len(report.tensors)} tensors, {storage.weights} weights, "
         f"protected bits {protected} ({storage.protection}), {storage.bits_per_weight:.3f} bits a weight all in"
     )
+    if report.small is not None:
+        out.print(
+            f"small tensors: {len(report.small.tensors)} of the model, each bit {report.small.copies} times, "
+            f"{storage.small_bits} bits; scales and tables likewise"
+        )
     if report.prediction.noise_energy is not None:
         out.print(f"predicted output noise energy {report.prediction.noise_energy:.3g} of the clean outputs'")

@@ -30,6 +30,8 @@ from qtaml_onnx.report.schema import (
     MethodResult,
     Prediction,
     Report,
+    SmallSection,
+    SmallTensorSection,
     Source,
     Storage,
     TensorSection,
@@ -77,6 +79,7 @@ def build_report(
         storage=storage_section(plan),
         tensors=[_tensor(tensor) for tensor in plan.tensors],
         left_out=[LeftOutSection(name=item.name, reason=item.reason) for item in plan.left_out],
+        small=_small(plan),
         prediction=_prediction(planner, method, plan),
         evaluation=evaluation_section(campaign, results, comparison) if campaign is not None else None,
         environment=environment(),
@@ -87,7 +90,6 @@ def build_report(
 def storage_section(plan: StoragePlan) -> Storage:
     """The ledger of a plan."""
     weights = sum(tensor.size for tensor in plan.tensors)
-    total = plan.weight_bits + plan.parity_bits + plan.metadata_bits
     return Storage(
         weights=weights,
         weight_bits=plan.weight_bits,
@@ -95,8 +97,21 @@ def storage_section(plan: StoragePlan) -> Storage:
         protected_fraction=plan.protected_fraction,
         parity_bits=plan.parity_bits,
         metadata_bits=plan.metadata_bits,
-        bits_per_weight=total / weights if weights else 0.0,
+        bits_per_weight=plan.stored_bits / weights if weights else 0.0,
         protection=plan.protection,
+        small_bits=plan.small_bits,
+    )
+
+
+def _small(plan: StoragePlan) -> SmallSection | None:
+    if plan.small is None:
+        return None
+    return SmallSection(
+        copies=plan.small.copies,
+        residual_rate=plan.small.residual_rate,
+        tensors=[
+            SmallTensorSection(name=t.name, role=t.role, dtype=t.dtype, shape=list(t.shape)) for t in plan.small.tensors
+        ],
     )
 
 

@@ -75,8 +75,13 @@ class Storage(_Section):
     protected_fraction: float
     parity_bits: int
     metadata_bits: int
-    bits_per_weight: float = Field(description="words, parity and metadata over the number of hardened weights")
+    bits_per_weight: float = Field(
+        description="words, parity, metadata and small tensors over the number of hardened weights"
+    )
     protection: str
+    small_bits: int = Field(
+        0, description="bits of biases, norms, scales and zero points, all copies; 0 where they are taken to be safe"
+    )
 
 
 class TensorSection(_Section):
@@ -94,6 +99,23 @@ class TensorSection(_Section):
     noise_to_signal_db: float | None = Field(
         description="predicted error over the weights' mean square; null for zeros"
     )
+
+
+class SmallTensorSection(_Section):
+    """A tensor beside the weights whose bits are stored several times."""
+
+    name: str
+    role: str
+    dtype: str
+    shape: list[int]
+
+
+class SmallSection(_Section):
+    """Biases, norms, scales and zero points as stored words (--include-small)."""
+
+    copies: int = Field(description="how often each bit is stored, read by majority; the metadata's bits as well")
+    residual_rate: float = Field(description="rate at which a bit is still read wrong at the designed rates")
+    tensors: list[SmallTensorSection]
 
 
 class LeftOutSection(_Section):
@@ -215,6 +237,7 @@ class Report(_Section):
     storage: Storage
     tensors: list[TensorSection]
     left_out: list[LeftOutSection]
+    small: SmallSection | None = Field(None, description="null where small tensors are taken to be safe")
     prediction: Prediction
     evaluation: Evaluation | None
     environment: Environment

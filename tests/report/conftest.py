@@ -20,6 +20,8 @@ from qtaml_onnx.report.schema import (
     Output,
     Prediction,
     Report,
+    SmallSection,
+    SmallTensorSection,
     Source,
     Storage,
     TensorSection,
@@ -146,6 +148,17 @@ REPORTS: dict[str, Callable[[], Report]] = {
     ),
     "dry run": lambda: build(output=None, command=None, left_out=[]),
     "words of many lengths": lambda: build([tensor(i, bits=1 + i, protected_planes=[i]) for i in range(12)]),
+    "small tensors": lambda: build(
+        small=SmallSection(
+            copies=11,
+            residual_rate=7.25e-6,
+            tensors=[
+                SmallTensorSection(name="stem.bias", role="bias of Conv", dtype="FLOAT", shape=[16]),
+                SmallTensorSection(name="factor", role="input 1 of Mul", dtype="FLOAT16", shape=[]),
+            ],
+        ),
+        left_out=[],
+    ),
     "other metric": lambda: build(evaluation=evaluation(ONE_RATE, "agreement-5-percent")),
 }
 
