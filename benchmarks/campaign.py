@@ -1,7 +1,7 @@
 """What a trial of a campaign costs over clean inference of the plain model, in time and memory, and how many it takes.
 
-    python benchmarks/campaign.py [--networks vgg,resnet20,vit] [--rates 0.05,0.001] [--samples 1024] [--batch 256]
-                                  [--turns 5] [--peers-python PATH] [--out FILE.json]
+    python benchmarks/campaign.py [--networks vgg,resnet20,vit] [--rates 0.05] [--samples 1024] [--batch 256]
+                                  [--turns 5] [--workers 1,2] [--peers-python PATH] [--out FILE.json]
 
 Networks and images are looked for in `../shared/zoo` and `../shared/data` beside the repository; without them only the
 rows of the bundled example are made. Each trial draws new weights and runs all samples, on one thread. The rows run by
@@ -60,6 +60,7 @@ DIGITS = ROOT / "examples" / "digits"
 NO_FAULTS = FaultModel(p01=(0.0,) * 12, p10=(0.0,) * 12)
 TIME_LIMIT, MEMORY_LIMIT, PEERS_LIMIT, TRIALS_LIMIT = 1.10, 1.3, 5.0, 3.0
 PRECISION = 0.005
+SCALING_TRIALS = 200
 
 Row = dict[str, Any]
 
@@ -155,7 +156,7 @@ def row(network: str, rate: float, name: str, seconds: float, clean: float) -> R
 def peers(network: str, rate: float, clean: float, options: argparse.Namespace) -> list[Row]:
     command = [options.peers_python, ROOT / "benchmarks" / "campaign_peers.py", SHARED / "zoo" / f"{network}.onnx"]
     command += [SHARED / "data" / "cifar10_eval.npz", "--samples", options.samples, "--batch", options.batch]
-    command += ["--rate", rate, "--trials", 2]
+    command += ["--rate", rate, "--trials", 1]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, env=environment)
@@ -243,6 +244,28 @@ def sequential() -> list[Row]:
     return found
 
 
+def scaling(workers: list[int]) -> list[Row]:
+    """Trials a second of wall time on the bundled example, from the first trial that ends to the last."""
+    stored = stored_model(DIGITS / "digits_cnn.onnx", NO_FAULTS)
+    with np.load(DIGITS / "digits_eval.npz") as file:
+        data = Dataset({"image": file["image"]}, file["labels"], False, None, "digits")
+    found = []
+    for count in workers:
+        ended: list[float] = []
+        campaign = Campaign(data, trials=SCALING_TRIALS, workers=count)
+        campaign.measure_clean(onnx.load(DIGITS / "digits_cnn.onnx"))
+        campaign.measure_faulty(
+            Variant("unprotected", ir.to_proto(stored.faulty)),
+            [FlipRates.uniform(0.05, 8)],
+            progress=lambda ended=ended: ended.append(time.perf_counter()),  # type: ignore[misc]
+        )
+        ended = ended[count:]  # until then some processes were starting
+        speed = (len(ended) - 1) / (ended[-1] - ended[0])
+        load = os.getloadavg()[0]
+        found.append({"network": "digits", "row": f"--workers {count}", "trials_a_second": speed, "load": load})
+    return found
+
+
 def show(found: dict[str, list[Row]], limits: bool) -> None:
     print("| network | flip rate | row | s a trial | over clean |\n|---|---|---|---|---|")
     for entry in found["time"]:
@@ -261,6 +284,9 @@ def show(found: dict[str, list[Row]], limits: bool) -> None:
         half, saved = f"{entry['half_width']:.4f}", f"{entry['saved']:.0f} ×"
         cells = (entry["network"], entry["row"], entry["trials"], half, entry["method"], entry["fixed"], saved)
         print("| " + " | ".join(map(str, cells)) + " |")
+    print("\n| model | row | trials a second | load of the machine |\n|---|---|---|---|")
+    for entry in found["scaling"]:
+        print(f"| {entry['network']} | {entry['row']} | {entry['trials_a_second']:.1f} | {entry['load']:.1f} |")
     if limits:
         ours = {(e["network"], e["rate"]): e for e in found["time"] if e["row"] == "campaign"}
         print(f"\ncampaign over clean: at most {max(e['ratio'] for e in ours.values()):.3f}; wanted {TIME_LIMIT:.2f}")
@@ -279,10 +305,11 @@ def show(found: dict[str, list[Row]], limits: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--networks", default="vgg,resnet20,vit")
-    parser.add_argument("--rates", default="0.05,0.001")
+    parser.add_argument("--rates", default="0.05")
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--workers", default="1,2", help="numbers of processes to compare")
     parser.add_argument("--peers-python", type=Path, help="a Python with torch, onnx2torch, pytorchfi and mrfi")
     parser.add_argument("--out", type=Path, help="write the rows as JSON to this file")
     parser.add_argument("--memory", type=Path, help=argparse.SUPPRESS)
@@ -291,7 +318,7 @@ def main() -> None:
     if options.memory is not None:
         memory_child(options.memory, options.memory_trials, options.samples, options.batch)
         return
-    found: dict[str, list[Row]] = {"time": [], "memory": [], "trials": []}
+    found: dict[str, list[Row]] = {"time": [], "memory": [], "trials": [], "scaling": []}
     present = (SHARED / "zoo").is_dir() and (SHARED / "data").is_dir()
     if not present:
         print(f"skipped: the networks and images of most rows are not here: {SHARED}/zoo and {SHARED}/data")
@@ -305,6 +332,7 @@ def main() -> None:
                 found["time"] += peers(network, rate, rows[0]["seconds"], options)
         found["memory"] += memory(network, stored, options)
     found["trials"] = sequential()
+    found["scaling"] = scaling([int(count) for count in options.workers.split(",")])
     show(found, limits=present)
     if options.peers_python is None:
         print("skipped: torch, pytorchfi and mrfi; name a Python that has them by --peers-python")

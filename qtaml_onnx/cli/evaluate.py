@@ -184,7 +184,8 @@ def evaluate(
             console().print(f"[bold]{path}[/bold]" if len(sections) > 1 else str(path))
             for measure in campaign.metrics:
                 console().print(results_table(section.results, measure.name, section.confidence))
-            console().print(outcomes_table(section.results))
+            if verbose:
+                console().print(outcomes_table(section.results))
         if paired:
             console().print(differences_table(paired, campaign.metric.name, confidence))
         console().print(f"{len(data)} samples of {Path(data.source).name}, seed {seed}")
