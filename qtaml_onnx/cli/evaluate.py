@@ -157,8 +157,7 @@ def evaluate(
         (path, evaluation_section(campaign, [clean, without, *found]))
         for path, without, found in zip(models, fixed, faulty, strict=True)
     ]
-    paths = [str(path) for path, found in zip(models, faulty, strict=True) for _ in found]
-    paired = differences(campaign, [result for found in faulty for result in found], paths)
+    paired = differences(campaign, [(str(path), found) for path, found in zip(models, faulty, strict=True)])
     document = {
         "models": [{"path": str(path), "evaluation": section.model_dump()} for path, section in sections],
         "differences": [difference.model_dump() for difference in paired],
