@@ -1,4 +1,4 @@
-"""Runs the commands that README.md and docs/physics.md show, and writes into the pages what they print.
+"""Runs the commands that README.md and pages of docs/ show, and writes into the pages what they print.
 
 Each ```console block holds commands after `$ ` with their output below. They run from the root of the repository with
 the `qtaml-onnx` of the Python that runs this script. Run: python docs/refresh_examples.py [PAGE.md...]
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "physics.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "physics.md", ROOT / "docs" / "campaigns.md")
 WIDTH = "96"  # columns: wide enough for the tables, narrow enough for the pages
 
 
@@ -49,7 +49,7 @@ def refreshed(text: str) -> str:
 
 
 def main() -> None:
-    """Refreshes the pages named on the command line, or both."""
+    """Refreshes the pages named on the command line, or all."""
     for page in map(Path, sys.argv[1:] or PAGES):
         page.write_text(refreshed(page.read_text(encoding="utf-8")), encoding="utf-8")
 

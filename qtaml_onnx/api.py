@@ -51,6 +51,8 @@ def evaluate(
     seed: int = 0,
     workers: int = 1,
     confidence: float = 0.95,
+    metrics: Sequence[str] = (),
+    precision: float | None = None,
 ) -> list[Result]:
     """A Monte-Carlo campaign: the clean model, the stored words without faults, and the trials at each of the rates.
 
@@ -59,13 +61,15 @@ def evaluate(
         rates: Flip rates to run at.
         evaluation: `.npz` file or dataset; without labels the metric is agreement with the clean model.
         original: The clean model; `model` itself, without faults, if None.
-        trials: Trials a rate.
+        trials: Trials a rate; the most of them if there is a `precision`.
         seed: Of the first trial; equal seeds give equal faults to all models with the same plan.
         workers: Processes.
         confidence: Of the intervals.
+        metrics: As `--metric` names them; the first one is that of the results' `values`.
+        precision: Half-width of its interval at which a rate has trials enough.
 
     Raises:
-        InputError: if the model, the data or a rate is unfit.
+        InputError: if the model, the data, a rate or a metric is unfit.
     """
     faults = [as_fault_model(rate) for rate in rates]
     stored = stored_model(Path(model), lambda _planes: as_fault_model(0.0))
@@ -73,7 +77,15 @@ def evaluate(
     data = evaluation
     if not isinstance(data, Dataset):
         data = load_dataset(Path(data), input_specs(clean), "evaluation")
-    campaign = Campaign(data, trials=trials, seed=seed, confidence=confidence, workers=workers)
+    campaign = Campaign(
+        data,
+        trials=trials,
+        seed=seed,
+        confidence=confidence,
+        workers=workers,
+        metrics=metrics,
+        precision=precision,
+    )
     results = [campaign.measure_clean(ir.to_proto(clean))]
     results.append(campaign.measure_fixed(Variant(stored.names[0], ir.to_proto(stored.fixed))))
     sweep = [fault.rates.truncated(stored.plan.planes) for fault in faults]

@@ -162,8 +162,7 @@ def evaluate(
         (path, evaluation_section(campaign, [clean, without, *found]))
         for path, without, found in zip(models, fixed, faulty, strict=True)
     ]
-    paths = [str(path) for path, found in zip(models, faulty, strict=True) for _ in found]
-    paired = differences(campaign, [result for found in faulty for result in found], paths)
+    paired = differences(campaign, [(str(path), found) for path, found in zip(models, faulty, strict=True)])
     document = {
         "models": [{"path": printable(path), "evaluation": section.model_dump()} for path, section in sections],
         "differences": [difference.model_dump() for difference in paired],
@@ -189,7 +188,8 @@ def evaluate(
             console().print(printable(path), markup=False, style="bold" if len(sections) > 1 else None)
             for measure in campaign.metrics:
                 console().print(results_table(section.results, measure.name, section.confidence))
-            console().print(outcomes_table(section.results))
+            if verbose:
+                console().print(outcomes_table(section.results))
         if paired:
             console().print(differences_table(paired, campaign.metric.name, confidence))
         console().print(printable(f"{len(data)} samples of {Path(data.source).name}, seed {seed}"), markup=False)

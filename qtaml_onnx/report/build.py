@@ -199,7 +199,7 @@ def evaluation_section(
             for plan, result in comparison
         ],
         precision=campaign.precision,
-        differences=differences(campaign, results),
+        differences=differences(campaign, _by_variant(results)),
     )
 
 
@@ -210,41 +210,44 @@ def _intervals(found: Mapping[str, Interval]) -> dict[str, IntervalSection]:
     }
 
 
-def differences(campaign: Campaign, results: Sequence[Result], names: Sequence[str] | None = None) -> list[Difference]:
-    """What results under the same faults differ by: each against the first one at its rate.
+def differences(campaign: Campaign, groups: Sequence[tuple[str, Sequence[Result]]]) -> list[Difference]:
+    """What results under the same faults differ by: each against that of the first group.
 
     Args:
         campaign: Gives the seeds, the metric and the confidence.
-        results: Of any variants; those without faults are left out.
-        names: What to call each; its variant's name if None.
+        groups: What to call a variant, and its results under faults, one a condition, the conditions alike for all.
     """
-    first: dict[tuple[float, str | None], tuple[str, Result]] = {}
     found = []
-    for name, result in zip(names or [result.variant for result in results], results, strict=True):
-        if result.stopped is None:
-            continue
-        base_name, base = first.setdefault((result.flip_rate, result.label), (name, result))
-        if base is result:
-            continue
-        try:
-            difference = campaign.difference(base, result)
-        except InputError:  # infinite errors on both sides have no difference
-            continue
-        interval = difference.interval
-        found.append(
-            Difference(
-                first=base_name,
-                second=name,
-                flip_rate=result.flip_rate,
-                label=result.label,
-                mean=interval.mean,
-                ci_low=interval.low,
-                ci_high=interval.high,
-                interval=interval.method,
-                pairs=difference.pairs,
+    for name, results in groups[1:]:
+        for base, result in zip(groups[0][1], results, strict=True):
+            try:
+                difference = campaign.difference(base, result)
+            except InputError:  # infinite errors on both sides have no difference
+                continue
+            interval = difference.interval
+            found.append(
+                Difference(
+                    first=groups[0][0],
+                    second=name,
+                    flip_rate=result.flip_rate,
+                    label=result.label,
+                    mean=interval.mean,
+                    ci_low=interval.low,
+                    ci_high=interval.high,
+                    interval=interval.method,
+                    pairs=difference.pairs,
+                )
             )
-        )
     return found
+
+
+def _by_variant(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
+    """Results under faults, by variant."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        if result.stopped is not None:
+            groups.setdefault(result.variant, []).append(result)
+    return list(groups.items())
 
 
 def environment() -> Environment:
