@@ -9,6 +9,7 @@ import onnx
 
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.external_data import element_count, tensor_bytes
+from qtaml_onnx.graph import STANDARD_DOMAINS
 
 __all__ = ["OLDEST_OPSET", "check_proto", "first_line", "tensors_of"]
 
@@ -79,6 +80,8 @@ def check_proto(path: Path, proto: onnx.ModelProto) -> None:
     for part in _parts(proto):
         if isinstance(part, onnx.GraphProto):
             _check_names(path, part)
+        elif part.op_type == "Constant" and part.domain in STANDARD_DOMAINS and len(part.attribute) != 1:
+            raise InputError(f"{path}: Constant node {list(part.output)} has no value, or several; export it again")
         if part.sparse_initializer if isinstance(part, onnx.GraphProto) else any(map(_is_sparse, part.attribute)):
             raise InputError(f"{path} has sparse tensors, which are not supported; export it with dense ones")
     for tensor in tensors_of(proto):
