@@ -121,18 +121,18 @@ def _evaluate(opset: int, value: ir.Value, cone: list[ir.Node]) -> NDArray[np.ge
         for source in node.inputs
         if source is not None and is_constant(source)
     }
-    graph = onnx.helper.make_graph(
-        [ir.to_proto(node) for node in cone],
-        "constant expression",
-        [
-            onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-            for name, array in inputs.items()
-        ],
-        [onnx.helper.make_tensor_value_info(str(value.name), onnx.TensorProto.UNDEFINED, None)],
-    )
-    opsets = [onnx.helper.make_opsetid("", opset)]
-    proto = onnx.helper.make_model(graph, opset_imports=opsets)
     try:
+        graph = onnx.helper.make_graph(
+            [ir.to_proto(node) for node in cone],
+            "constant expression",
+            [
+                onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+                for name, array in inputs.items()
+            ],
+            [onnx.helper.make_tensor_value_info(str(value.name), onnx.TensorProto.UNDEFINED, None)],
+        )
+        opsets = [onnx.helper.make_opsetid("", opset)]
+        proto = onnx.helper.make_model(graph, opset_imports=opsets)
         result: Any = ReferenceEvaluator(proto).run(None, inputs)
         return np.asarray(result[0])
     except Exception as error:  # the evaluator raises what its operators raise; the expression then stays as it is

@@ -23,7 +23,7 @@ class SubstituteWeights(ir.passes.InPlacePass):
         values: The new values by the names that `find_weights` gives, each in the weight's shape and float type.
     """
 
-    def __init__(self, values: Mapping[str, NDArray[np.generic]]) -> None:
+    def __init__(self, values: Mapping[str, NDArray[np.generic] | ir.TensorProtocol]) -> None:
         """Takes the new values."""
         super().__init__()
         self.values = values

@@ -152,6 +152,7 @@ def load_model(path: str | os.PathLike[str]) -> SourceModel:
     try:
         buffers = {path.resolve(): data} | {file: open_buffer(file) for file in files}
         model = ir.from_proto(proto)
+        ir.to_proto(model)  # what cannot be written is found now, not when all the work is done
         resolve_tensors(model, places, buffers)
     except OSError as error:
         raise InputError(

@@ -7,6 +7,7 @@ anything measured later.
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -382,7 +383,7 @@ def read_plan(path: Path) -> StoragePlan:
 def _check(plan: TensorPlan) -> None:
     """Refuses a tensor's plan whose parts do not fit together: a file may say anything."""
     longest, where = 16, f"'{plan.name}'"
-    if not 1 <= plan.bits <= longest or any(extent < 1 for extent in plan.shape):
+    if not 1 <= plan.bits <= longest or min(plan.shape, default=1) < 1 or math.prod(plan.shape) >= 2**48:
         raise InputError(f"{where} has {plan.bits}-bit words of shape {list(plan.shape)}")
     if (plan.bits > 8) != (plan.words_type == "UINT16"):
         raise InputError(f"{where} has {plan.bits}-bit words in {plan.words_type}")

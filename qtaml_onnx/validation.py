@@ -9,6 +9,7 @@ import onnx
 
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.external_data import element_count, tensor_bytes
+from qtaml_onnx.graph import STANDARD_DOMAINS
 
 __all__ = ["check_names", "check_proto", "first_line", "tensors_of"]
 
@@ -73,7 +74,11 @@ def check_proto(path: Path, proto: onnx.ModelProto) -> None:
         raise InputError(f"{path}: imports no version of the ONNX operator set; export it again")
     check_names(path, proto)
     for part in _parts(proto):
-        if isinstance(part, onnx.NodeProto) and any(attribute.sparse_tensors for attribute in part.attribute):
+        if isinstance(part, onnx.GraphProto):
+            continue
+        if part.op_type == "Constant" and part.domain in STANDARD_DOMAINS and len(part.attribute) != 1:
+            raise InputError(f"{path}: Constant node {list(part.output)} has no value, or several; export it again")
+        if any(attribute.sparse_tensors for attribute in part.attribute):
             raise InputError(f"{path}: {part.op_type} '{part.name}' has sparse attributes; export dense ones")
     for tensor in tensors_of(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:

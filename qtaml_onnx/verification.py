@@ -17,13 +17,14 @@ from qtaml_onnx.data import Dataset, input_specs, synthetic_dataset
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.graph import STANDARD_DOMAINS, constant_array, walk
 from qtaml_onnx.hardening import carry_out
-from qtaml_onnx.modelio import PLAN_KEY, SourceModel, load_model
+from qtaml_onnx.memory import available_memory
+from qtaml_onnx.modelio import PLAN_KEY, OutputSet, SourceModel, constant_bytes, load_model, save_model
 from qtaml_onnx.passes.correct_bias import CorrectBias
 from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.passes.inject_faults import stored_words
 from qtaml_onnx.passes.repeat_small import SMALL_WORDS
 from qtaml_onnx.passes.substitute_weights import SubstituteWeights
-from qtaml_onnx.plan import StoragePlan, read_plan
+from qtaml_onnx.plan import StoragePlan, TensorPlan, read_plan
 from qtaml_onnx.runtime import create_session
 from qtaml_onnx.storage.tensor import decode_tensor, encode_tensor
 from qtaml_onnx.stored import plan_path
@@ -38,6 +39,13 @@ HALF_TOLERANCE = 1e-2
 """The same for 16-bit outputs, whose layers each round to 8 or 11 bits."""
 
 _SAMPLES = 4
+_IN_MEMORY = 1 << 28
+"""Bytes of constants up to which a model is handed to onnxruntime without a file."""
+
+_WHOLE = 2
+"""Float weights that a run holds at most: onnxruntime's, and those it lays out anew or folds."""
+
+Feed = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
@@ -64,14 +72,19 @@ def comparison_options() -> ort.SessionOptions:
     return options
 
 
-def verify_files(hardened: Path, original: Path, *, data: Dataset | None = None, seed: int = 0) -> list[Check]:
-    """All checks of a hardened model.
+def verify_files(
+    hardened: Path, original: Path, *, data: Dataset | None = None, seed: int = 0, run: bool = True
+) -> list[Check]:
+    """All checks of a hardened model, each after those that it rests on.
+
+    Tensors are looked at one at a time; the two models are run one after the other, each of them whole in memory.
 
     Args:
         hardened: The model; its plan is read from beside it.
         original: The model that it was made from.
         data: Inputs to compare on; synthetic ones if None.
         seed: Of synthetic inputs.
+        run: Whether the models are run; else the last two checks are left out.
 
     Raises:
         InputError: if a file cannot be read, or is not what it should be at all.
@@ -89,10 +102,14 @@ def verify_files(hardened: Path, original: Path, *, data: Dataset | None = None,
     checks.append(_words(model.model, source.model, plan))
     if plan.small is not None and checks[-1].passed:
         checks.append(_small_words(model.model, source, plan))
-    if all(check.passed for check in checks):
-        checks.append(_equal(model.model, source.model, plan, data, seed))
-    if all(check.passed for check in checks):
-        checks.append(_folded(model.model, source.model))
+    if not run:
+        return checks
+    with tempfile.TemporaryDirectory(prefix="qtaml-") as name:
+        folder = Path(name)
+        if all(check.passed for check in checks):
+            checks.append(_equal(model, source.model, plan, data, seed, folder))
+        if all(check.passed for check in checks):
+            checks.append(_folded(model, source.model, folder))
     return checks
 
 
@@ -129,17 +146,27 @@ def _standard(model: ir.Model, source: ir.Model) -> Check:
 
 
 def _interface(model: ir.Model, source: ir.Model) -> Check:
-    def described(graph: ir.Graph) -> list[str]:
-        inputs = [value for value in graph.inputs if not value.is_initializer()]
-        return [f"{value.name}: {value.type} {value.shape}" for value in (*inputs, *graph.outputs)]
+    def values(graph: ir.Graph) -> list[ir.Value]:
+        return [*(value for value in graph.inputs if not value.is_initializer()), *graph.outputs]
 
-    before, after = described(source.graph), described(model.graph)
-    differing = [f"{old} became {new}" for old, new in zip(before, after, strict=False) if old != new]
+    before, after = values(source.graph), values(model.graph)
+    for old, new in zip(before, after, strict=False):
+        if old.name != new.name or old.type != new.type or not _same_shape(old.shape, new.shape):
+            was, now = (f"{value.name}: {value.type} {value.shape}" for value in (old, new))
+            return Check("interface", False, f"{was} became {now}")
     if len(before) != len(after):
-        differing.append(f"{len(before)} inputs and outputs became {len(after)}")
-    if differing:
-        return Check("interface", False, differing[0])
+        return Check("interface", False, f"{len(before)} inputs and outputs became {len(after)}")
     return Check("interface", True, f"{len(before)} inputs and outputs as in the original")
+
+
+def _same_shape(old: ir.Shape | None, new: ir.Shape | None) -> bool:
+    """Whether a shape is as it was; axes that had no name may have been given one."""
+    if old is None or new is None or len(old) != len(new):
+        return old is None and new is None
+    unnamed = (
+        not isinstance(a, int) and a.value is None and not isinstance(b, int) for a, b in zip(old, new, strict=True)
+    )
+    return all(free or a == b for free, a, b in zip(unnamed, old, new, strict=True))
 
 
 def _words(model: ir.Model, source: ir.Model, plan: StoragePlan) -> Check:
@@ -148,7 +175,10 @@ def _words(model: ir.Model, source: ir.Model, plan: StoragePlan) -> Check:
     weights = {weight.name: weight for weight in find_weights(source).weights}
     for tensor in plan.tensors:
         if tensor.words_name not in stored:
-            return Check("stored words", False, f"'{tensor.words_name}' is gone: another optimiser folded the read-out")
+            detail = f"the stored words of '{tensor.name}' are gone: another optimiser folded the read-out; "
+            return Check("stored words", False, detail + "hardening goes last, after every other tool")
+        if not stored[tensor.words_name][1].uses():
+            return Check("stored words", False, f"nothing reads the stored words of '{tensor.name}'; harden again")
         if tensor.name not in weights:
             return Check("stored words", False, f"the original has no weight '{tensor.name}'")
         expected = encode_tensor(tensor, constant_array(weights[tensor.name].stored))
@@ -174,41 +204,73 @@ def _small_words(model: ir.Model, source: SourceModel, plan: StoragePlan) -> Che
     return Check("small tensors", True, f"{bits} bits as planned, metadata included, {copies} of each")
 
 
-def _equal(model: ir.Model, source: ir.Model, plan: StoragePlan, data: Dataset | None, seed: int) -> Check:
+def _equal(
+    model: SourceModel, source: ir.Model, plan: StoragePlan, data: Dataset | None, seed: int, folder: Path
+) -> Check:
     """Without faults the model computes what the original does with the weights that the plan reads out.
 
     The read-out is designed for faulty words, so that its fault-free weights are not exactly the original's: what is
     compared is the graph with the plan's own arithmetic, done here in NumPy.
     """
-    weights = {weight.name: weight for weight in find_weights(source).weights}
-    read: dict[str, NDArray[np.generic]] = {}
-    for tensor in plan.tensors:
-        weight = weights[tensor.name]
-        words = encode_tensor(tensor, constant_array(weight.stored))
-        read[tensor.name] = decode_tensor(tensor, words).astype(float_dtype(weight))
-    expected = source.clone()
-    SubstituteWeights(read)(expected)
-    CorrectBias({tensor.name: tensor.bias for tensor in plan.tensors if tensor.bias is not None})(expected)
-    options = comparison_options()
+    name = "equal without faults"
+    needed, free = _WHOLE * 4 * sum(tensor.size for tensor in plan.tensors), available_memory()
+    if needed > free:
+        detail = f"to be run it needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; "
+        return Check(name, False, detail + "use a larger machine, or leave the run out with --no-run")
     try:
-        ours = create_session(ir.to_proto(model), options)
-        theirs = create_session(ir.to_proto(expected), options)
         specs = input_specs(source)
+        data = (data or synthetic_dataset(specs, _SAMPLES, seed)).head(_SAMPLES)
+        feeds = [feed for feed, _count in data.feeds(_SAMPLES)] or [{}]  # a model without inputs runs as well
+        ours = _outputs(model.model, feeds, folder / "hardened.onnx")
+        theirs = _outputs(_expected(source, plan), feeds, folder / "expected.onnx")
     except InputError as error:
-        return Check("equal without faults", False, f"cannot be run: {str(error)[:200]}")
-    data = (data or synthetic_dataset(specs, _SAMPLES, seed)).head(_SAMPLES)
+        return Check(name, False, f"cannot be run on {data.source if data else 'inputs'}: {str(error)[:200]}")
     worst, good = 0.0, True
-    for feed, _count in list(data.feeds(_SAMPLES)) or [({}, 1)]:  # a model without inputs runs as well
-        try:
-            pairs = list(zip(ours.run(None, feed), theirs.run(None, feed), strict=True))
-        except Exception as error:  # onnxruntime raises types of its own, without a common base
-            return Check("equal without faults", False, f"does not run on {data.source}: {str(error).splitlines()[0]}")
-        for got, wanted in pairs:
-            off = _relative_error(np.asarray(got), np.asarray(wanted))
-            worst = max(worst, off)
-            good &= off <= (HALF_TOLERANCE if np.asarray(wanted).dtype.itemsize == 2 else TOLERANCE)
-    detail = f"largest error {worst:.2g} of the output's rms on {len(data)} samples ({data.source})"
-    return Check("equal without faults", good, detail)
+    for got, wanted in zip(ours, theirs, strict=True):
+        off = _relative_error(got, wanted)
+        worst = max(worst, off)
+        good &= off <= (HALF_TOLERANCE if wanted.dtype.itemsize == 2 else TOLERANCE)
+    return Check(name, good, f"largest error {worst:.2g} of the output's rms on {len(data)} samples ({data.source})")
+
+
+def _expected(source: ir.Model, plan: StoragePlan) -> ir.Model:
+    """The original with the weights that the plan reads out without faults, computed when they are written."""
+    weights = {weight.name: weight for weight in find_weights(source).weights}
+
+    def decoded(tensor: TensorPlan) -> ir.LazyTensor:
+        weight = weights[tensor.name]
+        dtype = float_dtype(weight)
+
+        def compute() -> ir.TensorProtocol:
+            return ir.tensor(decode_tensor(tensor, encode_tensor(tensor, constant_array(weight.stored))).astype(dtype))
+
+        return ir.LazyTensor(compute, dtype=ir.DataType.from_numpy(dtype), shape=ir.Shape(tensor.shape))
+
+    expected = source.clone()
+    SubstituteWeights({tensor.name: decoded(tensor) for tensor in plan.tensors})(expected)
+    CorrectBias({tensor.name: tensor.bias for tensor in plan.tensors if tensor.bias is not None})(expected)
+    return expected
+
+
+def _outputs(model: ir.Model, feeds: list[Feed], path: Path) -> list[NDArray[np.generic]]:
+    """The outputs of a model, one run after the other."""
+    session = _session(model, comparison_options(), path)
+    try:
+        return [np.asarray(value) for feed in feeds for value in session.run(None, feed)]
+    except Exception as error:  # onnxruntime raises types of its own, without a common base
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def _session(model: ir.Model, options: ort.SessionOptions, path: Path) -> ort.InferenceSession:
+    """A session of a model, through a file with external data where the model is large: that is read in place."""
+    if constant_bytes(model) <= _IN_MEMORY:
+        return create_session(ir.to_proto(model), options)
+    with OutputSet() as outputs:
+        save_model(model, outputs, path, external_data=True)
+    session = create_session(path, options)
+    for file in (path, path.with_name(f"{path.name}.data")):
+        file.unlink()
+    return session
 
 
 def _relative_error(got: NDArray[np.generic], wanted: NDArray[np.generic]) -> float:
@@ -224,24 +286,28 @@ def _relative_error(got: NDArray[np.generic], wanted: NDArray[np.generic]) -> fl
     return float(np.abs(error).max()) / rms
 
 
-def _folded(model: ir.Model, source: ir.Model) -> Check:
+def _folded(model: SourceModel, source: ir.Model, folder: Path) -> Check:
     """After onnxruntime's load-time folding the model has no operator that the original, so folded, has not."""
-    left = _operators_at_inference(model) - _operators_at_inference(source)
+    try:
+        left = _operators_at_inference(model.model, folder) - _operators_at_inference(source, folder)
+    except InputError as error:
+        return Check("read-out folded", False, f"cannot be loaded: {str(error)[:200]}")
     if left:
         what = ", ".join(f"{count} {op_type}" for op_type, count in sorted(left.items()))
         return Check("read-out folded", False, f"operators that read stored words at inference: {what}")
     return Check("read-out folded", True, "no operator reads stored words at inference")
 
 
-def _operators_at_inference(model: ir.Model) -> Counter[str]:
+def _operators_at_inference(model: ir.Model, folder: Path) -> Counter[str]:
     """How many operators of each type are left when onnxruntime has loaded a model."""
-    with tempfile.TemporaryDirectory(prefix="qtaml-") as folder:
-        options = ort.SessionOptions()
-        options.log_severity_level = 4
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.data")
-        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
-        create_session(ir.to_proto(model), options)
-        optimised = ir.from_proto(onnx.load(options.optimized_model_filepath, load_external_data=False))
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.data")
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    _session(model, options, folder / "model.onnx")
+    optimised = ir.from_proto(onnx.load(options.optimized_model_filepath, load_external_data=False))
+    for file in (folder / "optimised.onnx", folder / "weights.data"):
+        file.unlink(missing_ok=True)
     return Counter(node.op_type for _root, node in walk(optimised) if node.op_type != "Constant")

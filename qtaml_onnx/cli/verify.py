@@ -20,6 +20,9 @@ __all__ = ["verify"]
 def verify(
     model: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The hardened model, its plan beside it.")],
     original: Annotated[Path, typer.Option("--original", help="The model that it was made from.", show_default=False)],
+    no_run: Annotated[
+        bool, typer.Option("--no-run", help="Do not run the models: leaves out the last two checks.")
+    ] = False,
     calibration: o.Calibration = None,
     seed: o.Seed = 0,
     json: o.Json = False,
@@ -36,7 +39,7 @@ def verify(
     data = None
     if calibration is not None:
         data = load_dataset(calibration, input_specs(load_model(original).model), "--calibration")
-    checks = verify_files(model, original, data=data, seed=seed)
+    checks = verify_files(model, original, data=data, seed=seed, run=not no_run)
     if json:
         print(
             o.to_json(
