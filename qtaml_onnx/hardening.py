@@ -111,7 +111,7 @@ def harden(
     chosen.check(evaluation is not None)
     source = load_model(model)
     source.check_plain()
-    specs = input_specs(source.model)
+    specs = input_specs(source.model) if calibration is not None or evaluation is not None else []
     read = {
         option: load_dataset(Path(data), specs, option) if data is not None and not isinstance(data, Dataset) else data
         for option, data in (("--calibration", calibration), ("--eval", evaluation))

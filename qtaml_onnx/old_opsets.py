@@ -43,7 +43,7 @@ def raise_opset(path: Path, proto: onnx.ModelProto) -> tuple[onnx.ModelProto, st
         if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer):
             raise ValueError("it has external data")
         onnx.checker.check_model(proto)
-        converted = version_converter.convert_version(proto, OLDEST_OPSET)
+        converted = _with_broadcast_slopes(version_converter.convert_version(proto, OLDEST_OPSET))
     except Exception as error:  # the converter raises types of its own, without a common base
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(
@@ -56,3 +56,35 @@ def raise_opset(path: Path, proto: onnx.ModelProto) -> tuple[onnx.ModelProto, st
     return converted, (
         f"opset {opset} is older than onnxruntime runs: raised to {OLDEST_OPSET} by onnx's version converter"
     )
+
+
+def _with_broadcast_slopes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Gives the slopes of PRelu the shape in which opset 7 broadcasts them, which the converter leaves out.
+
+    Before opset 7 a vector of slopes ran over the input's second axis, whatever its rank; since then over its last.
+
+    Raises:
+        ValueError: if the input's rank is unknown, or the slopes are no initializer of PRelu's own.
+    """
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for graph in (onnx.shape_inference.infer_shapes(model).graph,)
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    readers = [name for node in model.graph.node for name in node.input]
+    for node in model.graph.node:
+        if node.op_type != "PRelu":
+            continue
+        data, slope = node.input
+        tensor = constants.get(slope)
+        if tensor is None or data not in ranks or readers.count(slope) > 1:
+            raise ValueError(f"PRelu '{node.name}' has slopes that cannot be reshaped")
+        if tensor.dims != [1]:
+            shape = [*tensor.dims, *[1] * (ranks[data] - 2)]
+            tensor.dims[:] = shape
+            for value in model.graph.input:
+                if value.name == slope:
+                    value.CopyFrom(onnx.helper.make_tensor_value_info(slope, tensor.data_type, shape))
+    return model

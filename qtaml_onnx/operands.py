@@ -66,6 +66,11 @@ _ROLES: dict[tuple[str, int], str] = {
     ("EmbedLayerNormalization", 5): "scale",
     ("EmbedLayerNormalization", 6): "bias",
     ("PRelu", 1): "slope",
+    **{
+        (op_type, index): what
+        for op_type in ("QuantizeLinear", "DequantizeLinear")
+        for index, what in ((1, "scale"), (2, "zero point"))
+    },
 }
 """What small operands are, where the operator says it."""
 

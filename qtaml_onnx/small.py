@@ -32,10 +32,11 @@ _STRUCTURAL = {
 }  # fmt: skip
 """Operands that say how a graph computes, not what it learned."""
 
-_QUANTISING = frozenset(
-    {"ConvInteger", "DequantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QuantizeLinear"}
-)
-"""Operators whose integer constants are words, biases and zero points."""
+_INTEGER_OPERANDS = {
+    "ConvInteger": (2, 3), "DequantizeLinear": (2,), "MatMulInteger": (2, 3), "QLinearConv": (2, 5, 7, 8),
+    "QLinearMatMul": (2, 5, 7), "QuantizeLinear": (2,),
+}  # fmt: skip
+"""Integer operands that are zero points or biases; a bias of 32 bits may also stand before a DequantizeLinear."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,11 @@ def find_small(model: ir.Model) -> list[SmallConstant]:
                 continue
             if all(index in _STRUCTURAL.get(op_type, ()) for op_type, index in uses):
                 continue
-        elif not any(op_type in _QUANTISING for op_type, _index in uses):
+        elif not any(
+            index in _INTEGER_OPERANDS.get(op_type, ())
+            or (op_type == "DequantizeLinear" and tensor.dtype == ir.DataType.INT32)
+            for op_type, index in uses
+        ):
             continue
         found.append(SmallConstant(name, value, role_of(value).partition(":")[0]))
     return found

@@ -220,3 +220,31 @@ def test_plain_storage_keeps_one_copy() -> None:
     assert stored.plan.small is not None
     assert stored.plan.small.copies == 1
     assert stored.plan.small.residual_rate == pytest.approx(0.01, rel=1e-12)
+
+
+def test_zero_points_and_biases_of_integer_operators_are_small_their_weights_are_not() -> None:
+    """A QLinearConv with a bias of 32 bits, computed without faults as before."""
+    make = helper.make_node
+    nodes = [
+        make("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        make("QLinearConv", ["xq", "s", "z", "W", "ws", "wz", "ys", "z", "b"], ["m"]),
+        make("DequantizeLinear", ["m", "ys", "z"], ["y"]),
+    ]
+    rng = np.random.default_rng(4)
+    constants = {
+        "s": np.asarray(0.03, np.float32), "z": np.asarray(128, np.uint8), "ws": np.full(4, 0.01, np.float32),
+        "wz": np.zeros(4, np.int8), "ys": np.asarray(0.1, np.float32),
+        "b": rng.integers(-(2**20), 2**20, 4, dtype=np.int32) // 500,
+        "W": rng.integers(-127, 128, (4, 3, 3, 3), dtype=np.int8),
+    }  # fmt: skip
+    proto = model(nodes, [info("x", 1, 1, 3, 5, 5)], [info("y", 1, 1, 4, 3, 3)], constants)
+    stored = store_small(proto)
+    assert stored.plan.small is not None
+    listed = {t.name: t.dtype for t in stored.plan.small.tensors}
+    assert {"z": "UINT8", "wz": "INT8", "b": "INT32", "ws": "FLOAT", "ys": "FLOAT"}.items() <= listed.items()
+    assert "W" not in listed
+    feeds = {"x": normal(1, 3, 5, 5, seed=9)}
+    expected = run(proto, feeds, comparison_options())[0]
+    np.testing.assert_array_equal(run(ir.to_proto(stored.hardened), feeds, comparison_options())[0], expected)
+    faulty = run(ir.to_proto(stored.faulty), feeds | rates_feed(0.0), fault_options())[0]
+    np.testing.assert_array_equal(faulty, expected)
