@@ -7,28 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from qtaml_onnx.channel import FloatArray, moments
+from qtaml_onnx.channel import moments
 from qtaml_onnx.plan import FaultModel, TensorPlan
 from qtaml_onnx.report.drawing import COLOUR, add_boxes, add_legend, drawing, new_axes, new_figure, to_svg
-from qtaml_onnx.storage.codes import Code, word_dtype
-from qtaml_onnx.storage.tensor import decode_tensor
+from qtaml_onnx.storage.codes import Code
+from qtaml_onnx.storage.tensor import read_table
 
-__all__ = ["cells_svg", "flips_svg", "read_table"]
+__all__ = ["cells_svg", "flips_svg"]
 
 _GRID = 512  # columns in which the bit pattern of a code is drawn
 _STAIRS = 1024  # cells drawn of a code with more
 _EDGE = 1.05  # normalised weights drawn, either side
-
-
-def read_table(tensor: TensorPlan) -> FloatArray:
-    """The normalised weight that each stored word is read as, float64 [2^bits], in the hardened model's arithmetic.
-
-    Where channels differ in their gain, that of the median channel.
-    """
-    ratio = float(np.median(np.divide(tensor.scales, tensor.weight_scales)))
-    one = tensor.model_copy(update={"scales": (ratio,), "channel_axis": None, "input_scales": None})
-    words = np.arange(1 << tensor.bits, dtype=word_dtype(tensor.bits))
-    return decode_tensor(one, words.view(tensor.words_type.lower())).astype(np.float64)
 
 
 def cells_svg(tensor: TensorPlan, fault_model: FaultModel, name: str, description: str) -> str:

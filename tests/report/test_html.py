@@ -20,7 +20,7 @@ import pytest
 
 from qtaml_onnx.plan import StoragePlan
 from qtaml_onnx.report import render_html
-from qtaml_onnx.report.code_plots import read_table
+from qtaml_onnx.storage.tensor import read_table
 from qtaml_onnx.report.plots import MAP_ROWS, map_groups
 from qtaml_onnx.report.schema import EvaluationResult, FaultModelSection, Report, TensorSection
 from qtaml_onnx.report.text import visible
