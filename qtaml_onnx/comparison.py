@@ -35,11 +35,13 @@ class Comparison:
         at_budget: The other methods with at most the plan's protected bits, on all samples and trials.
         frontier: All methods at several budgets, on fewer.
         frontier_samples: How many samples those are.
+        output_energy: The clean outputs' energy that predicted noise is measured by; 0 if not known.
     """
 
     at_budget: Measured
     frontier: Measured
     frontier_samples: int
+    output_energy: float
 
 
 def compare_methods(
@@ -85,4 +87,5 @@ def compare_methods(
                 frontier.append((made, measure(made, small, step)))
                 if frontier[-1][1].interval.mean >= enough:
                     break
-    return Comparison(at_budget, frontier, len(small.data))
+    energy = planner.sensitivity.output_energy if planner.sensitivity is not None else 0.0
+    return Comparison(at_budget, frontier, len(small.data), energy)

@@ -14,12 +14,13 @@ from qtaml_onnx.campaign import Campaign, Result, Variant
 from qtaml_onnx.cli import options as o
 from qtaml_onnx.cli.show import TerminalProgress, console, print_warnings, results_table
 from qtaml_onnx.data import Dataset, input_specs, load_dataset, synthetic_dataset
-from qtaml_onnx.errors import InputError
+from qtaml_onnx.errors import GateError, InputError
 from qtaml_onnx.fault_model import fault_model, sweep_models
 from qtaml_onnx.modelio import OutputSet, check_output_path, load_model
 from qtaml_onnx.physics import parse_duration
 from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.report.build import environment, evaluation_section
+from qtaml_onnx.report.junit import campaign_cases, evaluation_gate, junit_xml
 from qtaml_onnx.report.schema import Evaluation
 from qtaml_onnx.stored import StoredModel, stored_model
 
@@ -59,6 +60,13 @@ def evaluate(
     seed: o.Seed = 0,
     workers: o.Workers = 1,
     confidence: o.Confidence = 0.95,
+    fail_under: Annotated[
+        float | None,
+        typer.Option(
+            "--fail-under", help="Exit 1 if a hardened model (any, if none is) keeps less than this share of clean."
+        ),
+    ] = None,
+    junit: o.JUnit = None,
     json: o.Json = False,
     verbose: o.Verbose = 0,
     quiet: o.Quiet = False,
@@ -72,7 +80,11 @@ def evaluate(
     Example: qtaml-onnx evaluate net.onnx safe.onnx --flip-rate 0.01,0.05,0.1 --eval test.npz
     """
     o.set_verbosity(verbose, quiet)
-    for path in (output, plot):
+    if fail_under is not None and not 0 < fail_under <= 1:
+        raise InputError(
+            f"--fail-under {fail_under:g} is not a share of the clean metric; give one above 0 and up to 1"
+        )
+    for path in (output, plot, junit):
         if path is not None:
             for source in models:
                 check_output_path(path, source)
@@ -110,6 +122,9 @@ def evaluate(
         if plot is not None:
             picture = _picture(kind, sections, conditions, device)
             outputs.add(plot, lambda temporary: _write_bytes(temporary, picture))
+        named = [(str(path), section) for path, section in sections]
+        if junit is not None:
+            outputs.add_text(junit, junit_xml("evaluate", campaign_cases(named, fail_under)))
     print_warnings(warnings, quiet)
     if json:
         print(o.to_json(document))
@@ -120,6 +135,8 @@ def evaluate(
         console().print(f"{len(data)} samples of {Path(data.source).name}, seed {seed}")
         if plot is not None:
             print(f"picture {plot}")
+    if fail_under is not None and (failures := evaluation_gate(named, fail_under)):
+        raise GateError(failures[0] + (f" (and {len(failures) - 1} more)" if failures[1:] else ""))
 
 
 @dataclass(frozen=True)

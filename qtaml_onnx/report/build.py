@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from qtaml_onnx.comparison import Comparison
 from qtaml_onnx.data import LABELS, Dataset
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.inference_time import InferenceTime
-from qtaml_onnx.methods import METHODS
+from qtaml_onnx.methods import METHODS, Method
 from qtaml_onnx.plan import StoragePlan, TensorPlan
 from qtaml_onnx.planner import Planner
 from qtaml_onnx.prediction import SATURATION_LEVEL, Predicted
@@ -168,20 +169,7 @@ def _named_code(plan: StoragePlan, weights: int, total: int) -> NamedCode | None
 
 def _tensors(planner: Planner, plan: StoragePlan) -> list[TensorSection]:
     data = {tensor.name: tensor for tensor in planner.tensors}
-    return [_tensor(tensor, *_flips(planner, plan, data[tensor.name], tensor)) for tensor in plan.tensors]
-
-
-def _flips(
-    planner: Planner, plan: StoragePlan, data: TensorData, tensor: TensorPlan
-) -> tuple[list[float], list[float]]:
-    """Rms change of a weight when one plane flips, over the weights' rms: plainly stored, and as planned."""
-    plain = METHODS["none"]
-    x = planner.normalised(plain, data)
-    code = data.fixed or uniform_code("twos-complement", min(tensor.bits, _PLAIN_BITS))
-    before = flip_changes(code.levels, word_sums(code, x))
-    if data.fixed is None:
-        x = planner.normalised(METHODS[plan.method], data)
-    return before, flip_changes(read_table(tensor), word_sums(tensor.code.code(), x))
+    return [_tensor(planner, METHODS[plan.method], data[tensor.name], tensor) for tensor in plan.tensors]
 
 
 def flip_changes(table: FloatArray, sums: WordSums) -> list[float]:
@@ -224,8 +212,11 @@ def _gate(plan: StoragePlan, evaluation: Evaluation, fail_under: float | None) -
     return Gate(fail_under=fail_under, kept=kept, met=kept >= fail_under)
 
 
-def _tensor(tensor: TensorPlan, plain_flips: list[float], stored_flips: list[float]) -> TensorSection:
+def _tensor(planner: Planner, method: Method, data: TensorData, tensor: TensorPlan) -> TensorSection:
     ratio = tensor.noise / tensor.signal if tensor.signal > 0 else 0.0
+    plain = data.fixed or uniform_code("twos-complement", min(tensor.bits, _PLAIN_BITS))
+    plain_sums = word_sums(plain, planner.normalised(METHODS["none"], data))
+    sums = word_sums(tensor.code.code(), planner.normalised(method, data))
     return TensorSection(
         name=tensor.name,
         op_type=tensor.op_type,
@@ -237,8 +228,9 @@ def _tensor(tensor: TensorPlan, plain_flips: list[float], stored_flips: list[flo
         protected_planes=list(tensor.protected_planes),
         sensitivity=tensor.sensitivity,
         noise_to_signal_db=10 * math.log10(ratio) if ratio > 0 else None,
-        plain_flips=plain_flips,
-        stored_flips=stored_flips,
+        plain_flips=flip_changes(plain.levels, plain_sums),
+        stored_flips=flip_changes(read_table(tensor), sums),
+        words_used=int(np.count_nonzero(sums.count)),
     )
 
 
@@ -265,10 +257,10 @@ def evaluation_section(
         seed=campaign.seed,
         confidence=campaign.confidence,
         results=[_result(result) for result in results],
-        comparison=[_method_result(*entry) for entry in comparison.at_budget] if comparison else [],
+        comparison=_methods(comparison.at_budget, comparison) if comparison else [],
         data_sha256=dataset_sha256(campaign.data),
         sweep=_sweep(sweep) if sweep is not None else None,
-        frontier=[_method_result(*entry) for entry in comparison.frontier] if comparison else [],
+        frontier=_methods(comparison.frontier, comparison) if comparison else [],
         frontier_samples=comparison.frontier_samples if comparison else None,
     )
 
@@ -295,7 +287,12 @@ def _result(result: Result, step: SweepStep | None = None) -> EvaluationResult:
     )
 
 
-def _method_result(plan: StoragePlan, result: Result) -> MethodResult:
+def _methods(measured: Sequence[tuple[StoragePlan, Result]], comparison: Comparison) -> list[MethodResult]:
+    return [_method_result(plan, result, comparison.output_energy) for plan, result in measured]
+
+
+def _method_result(plan: StoragePlan, result: Result, output_energy: float) -> MethodResult:
+    energy = plan.noise_energy
     return MethodResult(
         method=plan.method,
         protected_fraction=plan.protected_fraction,
@@ -305,6 +302,7 @@ def _method_result(plan: StoragePlan, result: Result) -> MethodResult:
         ci_high=result.interval.high,
         trials=len(result.values),
         values=list(result.values),
+        noise_energy=energy / output_energy if energy is not None and output_energy else None,
     )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qtaml_onnx.report.schema import Evaluation, EvaluationResult, Report
 from qtaml_onnx.report.text import format_rate, visible
 
-__all__ = ["Case", "evaluation_cases", "harden_cases", "junit_xml"]
+__all__ = ["Case", "campaign_cases", "evaluation_cases", "evaluation_gate", "harden_cases", "junit_xml"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,22 @@ class Case:
 
 
 def harden_cases(report: Report) -> list[Case]:
-    """A case for each rate at which the hardened model was measured; the gate judges those up to the designed one."""
+    """A case for each rate at which the hardened model was measured.
+
+    The gate judges those of the campaign up to the designed rate; a quick sweep is shown, not judged.
+    """
     if report.evaluation is None:
         return []
     designed = max([*report.fault_model.p01, *report.fault_model.p10], default=0.0)
     fail_under = report.gate.fail_under if report.gate is not None else None
-    return evaluation_cases(report.source.path, report.evaluation, fail_under, designed)
+    cases = evaluation_cases(report.source.path, report.evaluation, fail_under, designed)
+    if report.evaluation.sweep is None:
+        return cases
+    names = {case.name for case in cases}
+    around = report.evaluation.model_copy(update={"results": report.evaluation.sweep.results})
+    quick = [c for c in evaluation_cases(report.source.path, around, None) if c.name not in names]
+    why = "quick sweep: not gated" if fail_under is not None else None
+    return cases + [replace(case, skipped=why) for case in quick]
 
 
 def evaluation_cases(
@@ -55,6 +65,29 @@ def evaluation_cases(
     hardened = [r for r in results if r.variant == "hardened"]
     clean = next((r.mean for r in evaluation.results if r.variant == "clean"), 0.0)
     return [_case(model, evaluation, r, clean, fail_under, designed) for r in hardened or results]
+
+
+def evaluation_gate(sections: Sequence[tuple[str, Evaluation]], fail_under: float) -> list[str]:
+    """What the gate of a campaign holds against its models: hardened ones if there are any, else all."""
+    cases = [case for model, section in _gated(sections) for case in evaluation_cases(model, section, fail_under)]
+    return [f"{case.group}: {case.name} {case.failure}" for case in cases if case.failure is not None]
+
+
+def campaign_cases(sections: Sequence[tuple[str, Evaluation]], fail_under: float | None) -> list[Case]:
+    """The cases of all models of a campaign; the gate judges hardened ones if there are any, else all."""
+    gated = {model for model, _ in _gated(sections)}
+    cases = []
+    for model, section in sections:
+        judged = evaluation_cases(model, section, fail_under if model in gated else None)
+        if fail_under is not None and model not in gated:
+            judged = [replace(case, skipped="not hardened: not gated") for case in judged]
+        cases += judged
+    return cases
+
+
+def _gated(sections: Sequence[tuple[str, Evaluation]]) -> Sequence[tuple[str, Evaluation]]:
+    hardened = [entry for entry in sections if any(r.variant == "hardened" for r in entry[1].results)]
+    return hardened or sections
 
 
 def _case(

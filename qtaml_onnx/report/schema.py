@@ -119,6 +119,7 @@ class TensorSection(_Section):
     stored_flips: list[float] = Field(
         default_factory=list, description="the same for the words that are stored and the way they are read"
     )
+    words_used: int | None = Field(None, description="different words that the tensor's weights are stored as")
 
 
 class LeftOutSection(_Section):
@@ -169,6 +170,7 @@ class MethodResult(_Section):
     ci_high: float
     trials: int
     values: list[float] = Field(default_factory=list, description="the metric of each trial, in the order of the seeds")
+    noise_energy: float | None = Field(None, description="predicted, over the clean outputs' energy")
 
 
 class Sweep(_Section):
