@@ -243,18 +243,22 @@ def _side(report: Report, name: str) -> Side:
 
 
 def verdict(comparison: Comparison) -> tuple[int, str] | None:
-    """Index of the difference that matters most, hardened at the highest common rate, and what it says; None if none.
+    """Index of the difference that matters most, and whether its interval tells the second from the first.
 
-    `better`, `worse` where the interval leaves out 0, else `no difference seen`.
+    It is that of the hardened models with the most trials, and of those at the highest rate; None if there is none.
     """
-    found = [(d.flip_rate, i) for i, d in enumerate(comparison.differences) if d.variant == "hardened" and d.flip_rate]
+    found = [
+        (min(d.first.trials, d.second.trials), d.flip_rate, index)
+        for index, d in enumerate(comparison.differences)
+        if d.variant == "hardened" and d.flip_rate
+    ]
     if not found:
         return None
-    index = max(found)[1]
-    difference = comparison.differences[index]
-    if difference.low is None or difference.high is None:
+    index = max(found)[2]
+    low, high = comparison.differences[index].low, comparison.differences[index].high
+    if low is None or high is None:
         return index, "without an interval"
-    return index, "higher" if difference.low > 0 else "lower" if difference.high < 0 else "not told apart"
+    return index, "higher" if low > 0 else "lower" if high < 0 else "not told apart"
 
 
 SIDE_ROWS: Sequence[tuple[str, str]] = (

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,30 +14,41 @@ import pytest
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.plan import CodeSpec, FaultModel, StoragePlan, TensorPlan
 from qtaml_onnx.report.schema import (
+    Calibration,
     Environment,
     Evaluation,
     EvaluationResult,
     FaultModelSection,
+    Gate,
+    Inference,
     LeftOutSection,
+    MethodResult,
+    NamedCode,
     Output,
     Prediction,
     Report,
     Source,
     Storage,
+    Sweep,
     TensorSection,
     Tool,
+    read_report,
 )
 from qtaml_onnx.storage.codes import uniform_code
 from qtaml_onnx.storage.readout import bitwise_affine, restored_posterior_mean, word_sums
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # the helpers beside this file
+
 MakeReport = Callable[..., Report]
+FIXTURES = Path(__file__).with_name("fixtures")
 
 
 def result(variant: str, rate: float, mean: float, half: float, **more: Any) -> EvaluationResult:
     ends = {"ci_low": max(0.0, mean - half), "ci_high": min(1.0, mean + half)}
     fixed = {"trials": 1, "interval": "wilson"} if rate == 0 else {"trials": 20, "interval": "t"}
+    values = {"values": [mean + half * (2 * i / 19 - 1) for i in range(20)] if rate else [mean]}
     return EvaluationResult.model_validate(
-        {"variant": variant, "flip_rate": rate, "mean": mean, **ends, **fixed, **more}
+        {"variant": variant, "flip_rate": rate, "mean": mean, **ends, **fixed, **values, **more}
     )
 
 
@@ -46,6 +59,24 @@ SWEEP = [
     *(result("unprotected", rate, mean, 0.04) for rate, mean in ((0.01, 0.71), (0.05, 0.33), (0.1, 0.1532))),
     *(result("hardened", rate, mean, 0.01) for rate, mean in ((0.01, 0.981), (0.05, 0.975), (0.1, 0.952))),
 ]
+
+
+def frontier() -> list[MethodResult]:
+    """Two methods at three budgets each."""
+    return [
+        MethodResult(
+            method=method,
+            protected_fraction=budget,
+            bits_per_weight=8.1 + budget / 3,
+            mean=0.9 - fall * (0.5 - budget),
+            ci_low=0.85 - fall * (0.5 - budget),
+            ci_high=0.93 - fall * (0.5 - budget),
+            trials=4,
+            noise_energy=None if method == "magnitude" else 0.07 * (1 - budget),
+        )
+        for method, fall in (("posterior-mean", 0.1), ("uniform-msp", 1.2), ("magnitude", 1.0), ("new <one>", 0.5))
+        for budget in (0.0, 0.125, 0.5)
+    ]
 
 
 def tensor(index: int, name: str | None = None, **more: Any) -> TensorSection:
@@ -60,14 +91,19 @@ def tensor(index: int, name: str | None = None, **more: Any) -> TensorSection:
         "protected_planes": list(range(8 - index % 4, 8)),
         "sensitivity": math.pi * 10.0 ** (index % 7 - 4),
         "noise_to_signal_db": -23.456789 + index % 11,
+        "plain_flips": [0.01234567 * 2**k for k in range(8)],
+        "stored_flips": [0.1234567 + 0.01 * (k + index) for k in range(more.get("bits", 8))],
+        "words_used": 16 + index,
     }
     return TensorSection.model_validate(values | more)
 
 
-def evaluation(results: list[EvaluationResult], metric: str = "top-1") -> Evaluation:
-    return Evaluation(
-        metric=metric, data="digits_eval.npz", samples=596, trials=20, seed=7, confidence=0.95, results=results
-    )
+def evaluation(results: list[EvaluationResult], metric: str = "top-1", **more: Any) -> Evaluation:
+    values: dict[str, Any] = {
+        "metric": metric, "data": "digits_eval.npz", "samples": 596, "trials": 20, "seed": 7, "confidence": 0.95,
+        "results": results, "data_sha256": "c2" * 32,
+    }  # fmt: skip
+    return Evaluation(**(values | more))
 
 
 def build(
@@ -146,6 +182,71 @@ REPORTS: dict[str, Callable[[], Report]] = {
     ),
     "dry run": lambda: build(output=None, command=None, left_out=[]),
     "words of many lengths": lambda: build([tensor(i, bits=1 + i, protected_planes=[i]) for i in range(12)]),
+    "sweep beside the campaign": lambda: build(
+        evaluation=evaluation(ONE_RATE, sweep=Sweep(samples=100, trials=5, results=SWEEP))
+    ),
+    "sweep over times": lambda: build(
+        fault_model=FaultModelSection(
+            p01=[0.05] * 8, p10=[0.05] * 8, device={"name": "d", "conditions": {"retention": {"value": 3600.0}}}
+        ),
+        evaluation=evaluation(
+            ONE_RATE,
+            sweep=Sweep(
+                samples=100,
+                trials=5,
+                results=[
+                    r if r.flip_rate == 0 else r.model_copy(update={"label": "t", "retention_s": 72e3 * r.flip_rate})
+                    for r in SWEEP
+                ],
+            ),
+        ),
+    ),
+    "methods": lambda: build(
+        evaluation=evaluation(ONE_RATE, comparison=frontier()[:2], frontier=frontier(), frontier_samples=77)
+    ),
+    "methods that predict nothing": lambda: build(
+        evaluation=evaluation(
+            ONE_RATE,
+            comparison=frontier()[6:7],
+            frontier=[p.model_copy(update={"protected_fraction": 0.0}) for p in frontier()[6:7]],
+        )
+    ),
+    "everything": lambda: build(
+        calibration=Calibration(data="calibration.npz", sha256="d3" * 32, samples=197),
+        inference=Inference(
+            batch=1,
+            runs=101,
+            threads=1,
+            original_ms=0.03712345,
+            hardened_ms=0.03734567,
+            ratio=1.0061234,
+            ratio_low=0.9961234,
+            ratio_high=1.0161234,
+            confidence=0.9539559,
+        ),
+        gate=Gate(fail_under=0.9, kept=0.96543, met=True),
+        prediction=Prediction(noise_energy=0.03, saturation_ratio=None, saturation_note="words of several lengths"),
+    ),
+    "gate failed": lambda: build(gate=Gate(fail_under=0.99, kept=0.96543, met=False)),
+    "in a named code": lambda: build(
+        storage=Storage(
+            weights=100,
+            weight_bits=800,
+            protected_bits=100,
+            protected_fraction=0.125,
+            parity_bits=0,
+            metadata_bits=32,
+            bits_per_weight=8.32,
+            protection="ideal",
+            named_code=NamedCode(name="ldpc-3-5", residual_rate=3.21e-6, parity_bits=150, bits_per_weight=9.82),
+        )
+    ),
+    "version 1": lambda: read_report(FIXTURES / "version-1.report.json"),
+    "energy metric": lambda: build(
+        evaluation=evaluation(
+            [result("clean", 0.0, 0.0, 0.0, ci_high=0.0), result("hardened", 0.1, 12.345678, 0.5, ci_high=13.0)], "mse"
+        )
+    ),
     "other metric": lambda: build(evaluation=evaluation(ONE_RATE, "agreement-5-percent")),
 }
 
