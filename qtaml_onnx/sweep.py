@@ -56,8 +56,8 @@ class MeasuredSweep:
 
 
 def rate_steps(rates: FlipRates) -> list[SweepStep]:
-    """A quarter, half, once and twice the designed rates."""
-    return [SweepStep(scaled(rates, factor)) for factor in FACTORS]
+    """A quarter, half, once and twice the designed rates; none where nothing flips."""
+    return [] if rates.is_zero else [SweepStep(scaled(rates, factor)) for factor in FACTORS]
 
 
 def scaled(rates: FlipRates, factor: float) -> FlipRates:

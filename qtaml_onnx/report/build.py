@@ -207,7 +207,8 @@ def _gate(plan: StoragePlan, evaluation: Evaluation, fail_under: float | None) -
         return None
     designed = max(*plan.fault_model.p01, *plan.fault_model.p10)
     clean = next(r.mean for r in evaluation.results if r.variant == "clean")
-    measured = [r for r in evaluation.results if r.variant == "hardened" and 0 < r.flip_rate <= designed]
+    hardened = [r for r in evaluation.results if r.variant == "hardened" and r.flip_rate <= designed]
+    measured = [r for r in hardened if r.flip_rate > 0] or hardened  # where nothing flips, the model without faults
     kept = min((r.mean / clean if clean else 0.0 for r in measured), default=0.0)
     return Gate(fail_under=fail_under, kept=kept, met=kept >= fail_under)
 

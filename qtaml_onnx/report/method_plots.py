@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
@@ -9,7 +10,7 @@ from matplotlib.axes import Axes
 from qtaml_onnx.report.axes import metric_axis
 from qtaml_onnx.report.drawing import COLOUR, add_legend, drawing, new_axes, new_figure, to_svg
 from qtaml_onnx.report.schema import MethodResult
-from qtaml_onnx.report.text import visible
+from qtaml_onnx.report.text import format_significant, visible
 
 __all__ = ["frontier_svg", "prediction_svg"]
 
@@ -98,7 +99,11 @@ def prediction_svg(
         axes.set_xscale("log")
         axes.minorticks_off()
         axes.tick_params(axis="x", labelsize=8)
-        axes.xaxis.set_major_formatter(lambda value, _position: f"{value:g}")
+        low, high = axes.get_xlim()
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        steps = (1,) if high / low > 100 else (1, 2, 5)
+        ticks = [tick for d in decades for k in steps if low <= (tick := k * 10.0**d) <= high]
+        axes.set_xticks(ticks, [format_significant(tick) for tick in ticks])
         metric_axis(axes, share)
         axes.set_xlabel("predicted output noise over the clean outputs, logarithmic")
         figure.text(0.01, 0.99, visible(metric), va="top")
