@@ -1,4 +1,4 @@
-"""`qtaml-onnx report`: rebuild the HTML page from report.json, or compare two reports."""
+"""`qtaml-onnx report`: rebuild the HTML page from report.json or a campaign's store, or compare two reports."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Annotated
 import typer
 
 from qtaml_onnx.cli import options as o
-from qtaml_onnx.cli.show import differences_table, summary
+from qtaml_onnx.cli.show import differences_table, store_table, summary
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.modelio import OutputSet, check_output_path
 from qtaml_onnx.plan import StoragePlan, read_plan
 from qtaml_onnx.report import Report, read_report, render_html
 from qtaml_onnx.report.compare import Comparison, compare_reports
 from qtaml_onnx.report.compare_html import render_comparison
+from qtaml_onnx.report.store import StoredCampaign, is_store, read_store
+from qtaml_onnx.report.store_html import render_store
 
 __all__ = ["report"]
 
@@ -23,7 +25,12 @@ _SUFFIX = ".report.json"
 
 
 def report(
-    sources: Annotated[list[Path], typer.Argument(metavar="REPORT.json...", help="A report.json; with --compare two.")],
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE...", help="A report.json or a campaign's store; with --compare two report.json."
+        ),
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The HTML file to write.", show_default=False)
     ] = None,
@@ -50,6 +57,9 @@ def report(
         first, second = (read_report(path) for path in sources)
         comparison = compare_reports(first, second, (str(sources[0]), str(sources[1])))
         _finish(output, lambda: render_comparison(comparison), comparison, json, quiet)
+    elif is_store(sources[0]):
+        campaign = read_store(sources[0])
+        _finish(output, lambda: render_store(campaign), campaign, json, quiet)
     else:
         read = read_report(sources[0])
         plan = _plan_beside(sources[0])
@@ -62,7 +72,11 @@ def _plan_beside(source: Path) -> StoragePlan | None:
 
 
 def _finish(
-    output: Path | None, render: Callable[[], str], document: Report | Comparison, json: bool, quiet: bool
+    output: Path | None,
+    render: Callable[[], str],
+    document: Report | Comparison | StoredCampaign,
+    json: bool,
+    quiet: bool,
 ) -> None:
     """Writes the page if one is wanted, and shows the document."""
     if output is not None:
@@ -73,6 +87,8 @@ def _finish(
     elif not quiet:
         if isinstance(document, Comparison):
             differences_table(document)
+        elif isinstance(document, StoredCampaign):
+            store_table(document)
         elif output is None:
             summary(document)
         if output is not None:

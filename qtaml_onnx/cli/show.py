@@ -16,6 +16,7 @@ from rich.table import Table
 from qtaml_onnx.report.compare import Comparison, called, verdict
 from qtaml_onnx.report.fields import is_share
 from qtaml_onnx.report.schema import Evaluation, EvaluationResult, Report
+from qtaml_onnx.report.store import StoredCampaign
 from qtaml_onnx.report.text import format_rate
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "print_warnings",
     "results_table",
     "sparkline",
+    "store_table",
     "summary",
 ]
 
@@ -198,6 +200,19 @@ def differences_table(comparison: Comparison) -> None:
     if found is not None:
         d = comparison.differences[found[0]]
         out.print(f"second hardened model at {format_rate(d.flip_rate)}: {found[1]} ({d.how})", soft_wrap=True)
+
+
+def store_table(campaign: StoredCampaign) -> None:
+    """What a campaign's store holds, on stdout."""
+    narrow = _narrow()
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("model")
+    for title in ("condition", campaign.metric, *([] if narrow else [f"{campaign.confidence:.0%} interval", "trials"])):
+        table.add_column(title, justify="right")
+    for r in campaign.results:
+        ends = f"{r.ci_low:.4f} – {r.ci_high:.4f}" if r.ci_low is not None and r.ci_high is not None else ""
+        table.add_row(r.model, r.condition, f"{r.mean:.4f}", *([] if narrow else [ends, str(r.trials)]))
+    console().print(table)
 
 
 def summary(report: Report) -> None:

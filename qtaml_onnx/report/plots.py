@@ -33,6 +33,7 @@ def sweep_svg(
     description: str,
     *,
     over: Literal["rate", "time"] = "rate",
+    name: str | None = None,
 ) -> str:
     """The metric against the flip rate or the retention time, with bands, the clean level and the design marked.
 
@@ -44,6 +45,7 @@ def sweep_svg(
         share: Whether the metric is a share, drawn from 0 to 100 %.
         description: Alternative text.
         over: What the axis is.
+        name: Identifier in the page, if there are several such pictures.
     """
     place = _rate if over == "rate" else _time
     faulty = [r for r in sweep if r.variant in _LINE and place(r) > 0]
@@ -51,7 +53,7 @@ def sweep_svg(
     steps = sorted({place(r) for r in faulty})
     edges = sorted({*steps, *map(place, measured), *([designed] if designed else [])})
     logarithmic = edges[-1] > 5 * edges[0]
-    name = "sweep" if over == "rate" else "retention"
+    name = name or ("sweep" if over == "rate" else "retention")
     with drawing(name):
         figure = new_figure(266)
         axes = new_axes(figure, 42, 50, 306, 166)
