@@ -9,8 +9,9 @@ from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.physics import Device, format_duration, load_device
 from qtaml_onnx.plan import FaultModel
+from qtaml_onnx.sweep import FACTORS, SweepStep
 
-__all__ = ["fault_model", "sweep_models"]
+__all__ = ["fault_model", "retention_steps", "sweep_models"]
 
 
 def fault_model(
@@ -109,3 +110,29 @@ def sweep_models(text: str, bits: int) -> list[FaultModel]:
             raise InputError(f"--flip-rate '{part.strip()}' is not a number; separate rates by commas") from None
         models.append(fault_model(bits=bits, flip_rate=rate))
     return models
+
+
+def retention_steps(device: str, bits: int, retention_s: float | None, margin: float) -> list[SweepStep]:
+    """The steps of a sweep over retention times: a quarter, half, once and twice that of the design.
+
+    Each has the rates that the device gives for its time, which are not multiples of each other, times the margin.
+    Times after which every bit is lost are left out.
+
+    Args:
+        device: Name or TOML file.
+        bits: Planes that the longest stored word has.
+        retention_s: Seconds that are designed for; None for the device's own.
+        margin: Factor on all rates.
+    """
+    held = retention_s if retention_s is not None else load_device(device).retention.value
+    steps = []
+    for factor in FACTORS:
+        time = held * factor
+        try:
+            rates = fault_model(bits=bits, device=device, retention_s=time, margin=margin).rates
+        except InputError:
+            if factor <= 1:
+                raise
+            continue
+        steps.append(SweepStep(rates, format_duration(time), time))
+    return steps

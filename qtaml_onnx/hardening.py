@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -14,9 +14,11 @@ from qtaml_onnx import __version__
 from qtaml_onnx.calibrate import calibrate_layers
 from qtaml_onnx.campaign import Campaign, Result, Variant
 from qtaml_onnx.channel import FlipRates
+from qtaml_onnx.comparison import Comparison, compare_methods
 from qtaml_onnx.data import Dataset, input_specs, load_dataset, synthetic_dataset
 from qtaml_onnx.deviations import DEVICES, ROUNDS, DeviationRestorer
 from qtaml_onnx.errors import GateError, InputError
+from qtaml_onnx.inference_time import measure_inference
 from qtaml_onnx.methods import METHODS, Method
 from qtaml_onnx.modelio import SourceModel, constant_bytes, load_model
 from qtaml_onnx.options import HardenOptions
@@ -26,11 +28,13 @@ from qtaml_onnx.passes.repeat_small import RepeatSmall
 from qtaml_onnx.passes.store_weights import StoreWeights
 from qtaml_onnx.plan import FaultModel, StoragePlan
 from qtaml_onnx.planner import LONGEST_WORD, Allocation, Planner, prepare
+from qtaml_onnx.prediction import predict
 from qtaml_onnx.progress import Progress, Silent
-from qtaml_onnx.report.build import build_report
+from qtaml_onnx.report.build import Measurements, build_report
 from qtaml_onnx.report.schema import Report
-from qtaml_onnx.sensitivity import measure_sensitivity
+from qtaml_onnx.sensitivity import Sensitivity, measure_sensitivity
 from qtaml_onnx.small import SmallStorage
+from qtaml_onnx.sweep import MeasuredSweep, SweepStep, measure_sweep, rate_steps, scaled, sweep_trials
 from qtaml_onnx.weights import Inventory
 
 __all__ = ["HardenOptions", "HardenResult", "harden", "harden_source"]
@@ -68,19 +72,14 @@ class HardenResult:
     plan: StoragePlan
     report: Report
     source: SourceModel
-    fail_under: float | None = field(default=None)
 
     def gate(self) -> None:
         """Raises GateError if the hardened model keeps less than `fail_under` of the clean metric."""
-        if self.fail_under is None or self.report.evaluation is None:
-            return
-        designed = max(*self.plan.fault_model.p01, *self.plan.fault_model.p10)
-        mean = {(r.variant, r.flip_rate): r.mean for r in self.report.evaluation.results}
-        kept = mean["hardened", designed] / mean["clean", 0.0] if mean["clean", 0.0] else 0.0
-        if kept < self.fail_under:
+        gate = self.report.gate
+        if gate is not None and not gate.met:
             raise GateError(
-                f"the hardened model keeps {kept:.4f} of the clean metric, less than --fail-under {self.fail_under:g}; "
-                "raise --budget or take a better --method"
+                f"the hardened model keeps {gate.kept:.4f} of the clean metric, less than --fail-under "
+                f"{gate.fail_under:g}; raise --budget or take a better --method"
             )
 
 
@@ -144,8 +143,9 @@ def harden_source(
     evaluation: Dataset | None,
     progress: Progress,
     command: str | None = None,
+    sweep: Sequence[SweepStep] | None = None,
 ) -> HardenResult:
-    """`harden` on what was read already; see there."""
+    """`harden` on what was read already; see there. `sweep` takes the place of multiples of the designed rates."""
     method = options.check(evaluation is not None)
     original = ir.to_proto(source.model) if evaluation is not None else None
     inventory = prepare(source, list(options.include), list(options.exclude), weights_needed=not options.include_small)
@@ -168,25 +168,36 @@ def harden_source(
     if method.needs_sensitivity and _is_probed(source, options, calibration is not None, warnings):
         _probe(planner, method, calibration, options.seed, progress, warnings)
     restore = _restorer(planner, calibration, options.seed)
-    results: list[Result] = []
-    if original is None or evaluation is None:
-        plan = restore(_design(planner, method, options, progress), progress)
-        campaign = None
-        comparison = []
-    else:
-        campaign = _campaign(evaluation, options)
-        plan = _choose(planner, method, original, evaluation, options, restore, progress)
-        results = _evaluate(planner, plan, original, campaign, options.off_design, progress)
-        comparison = _compare(planner, plan, campaign, restore, progress) if options.compare else []
+    plan = _choose(planner, method, original, evaluation, options, restore, progress)
+
+    def plain_sensitivity() -> Sensitivity | None:
+        """Without biases that correct themselves: for the methods that have none."""
+        if not planner.biases or calibration is None or planner.sensitivity is None:
+            return None
+        probes = PROBES if options.compare else 1
+        with progress.steps("probe plain sensitivity", probes * len(planner.tensors)) as step:
+            data = calibration.head(_CALIBRATION_SAMPLES)
+            weights = planner.probe_weights(METHODS["uniform-msp"])
+            return measure_sensitivity(source.model, weights, data, probes=probes, seed=options.seed, progress=step)
+
+    one_length = options.bits_per_weight is None
+    predicted = predict(planner, plan, one_length=one_length, plain_sensitivity=plain_sensitivity)
     hardened, faulty = carry_out(source, plan)
-    return HardenResult(
-        hardened,
-        faulty,
-        plan,
-        build_report(source, planner, method, plan, campaign, results, comparison, warnings, command),
-        source,
-        options.fail_under,
-    )
+    measured = None
+    if original is not None and evaluation is not None:
+        campaign = _campaign(evaluation, options)
+        models = _Models(planner, plan, original, hardened, faulty)
+        steps = (sweep or rate_steps(planner.rates)) if options.sweep else []
+        results, around = _evaluate(models, campaign, options.off_design, steps, progress)
+        comparison = None
+        if options.compare:
+            if planner.plain_sensitivity is None and (plain := plain_sensitivity()) is not None:
+                planner.use_plain_sensitivity(plain)
+            comparison = _compare(models, campaign, restore, progress)
+        inference = measure_inference(original, ir.to_proto(hardened), evaluation, options.confidence)
+        measured = Measurements(campaign, results, around, comparison, inference, options.fail_under)
+    report = build_report(planner, plan, predicted, measured, calibration, warnings, command)
+    return HardenResult(hardened, faulty, plan, report, source)
 
 
 def carry_out(source: SourceModel, plan: StoragePlan) -> tuple[ir.Model, ir.Model]:
@@ -318,8 +329,8 @@ def _design(planner: Planner, method: Method, options: HardenOptions, progress: 
 def _choose(
     planner: Planner,
     method: Method,
-    original: onnx.ModelProto,
-    evaluation: Dataset,
+    original: onnx.ModelProto | None,
+    evaluation: Dataset | None,
     options: HardenOptions,
     restore: Restore,
     progress: Progress,
@@ -329,7 +340,7 @@ def _choose(
     The target is met where the lower end of the confidence interval over trials reaches it, on the same seeds for all
     candidates; more protection never hurts, so that bisection finds the cheapest.
     """
-    if options.target is None:
+    if options.target is None or original is None or evaluation is None:
         return restore(_design(planner, method, options, progress), progress)
     campaign = _campaign(evaluation.head(_SEARCH_SAMPLES), options)
     wanted = options.target * campaign.measure_clean(original).interval.mean
@@ -362,54 +373,54 @@ def _choose(
     return restore(planner.plan(menu, sequence[high]), progress)
 
 
+@dataclass(frozen=True)
+class _Models:
+    """A plan with the models that are measured."""
+
+    planner: Planner
+    plan: StoragePlan
+    original: onnx.ModelProto
+    hardened: ir.Model
+    faulty: ir.Model
+
+
 def _evaluate(
-    planner: Planner,
-    plan: StoragePlan,
-    original: onnx.ModelProto,
-    campaign: Campaign,
-    off_design: bool,
-    progress: Progress,
-) -> list[Result]:
+    models: _Models, campaign: Campaign, off_design: bool, steps: Sequence[SweepStep], progress: Progress
+) -> tuple[list[Result], MeasuredSweep | None]:
     """Clean, quantised, unprotected and hardened, the last two under the designed rates with the same seeds.
 
     With `off_design` these two also at half and at twice the designed rates, which the designer rarely knows exactly,
-    and at the rates before the margin.
+    and at the rates before the margin. With `steps` a sweep over them.
     """
-    sweep = [planner.rates]
+    planner, plan = models.planner, models.plan
+    rates = [planner.rates]
     if off_design:
-        doubled = [_doubled(rates) for rates in (planner.rates.p01, planner.rates.p10)]
         given = planner.rates.scaled(1 / planner.fault_model.margin)
-        sweep = [planner.rates.scaled(0.5), given, planner.rates, FlipRates(*doubled)]
-        sweep = sorted(dict.fromkeys(sweep), key=lambda rates: max(*rates.p01, *rates.p10))
-    baseline = METHODS["none"]
-    plain = planner.within_budget(baseline, 0)
-    results = [campaign.measure_clean(original)]
+        rates = [scaled(planner.rates, 0.5), given, planner.rates, scaled(planner.rates, 2)]
+        rates = sorted(dict.fromkeys(rates), key=lambda rates: max(*rates.p01, *rates.p10))
+    plain = planner.within_budget(METHODS["none"], 0)
+    results = [campaign.measure_clean(models.original)]
     quantised, unprotected = carry_out(planner.source, plain)
     results.append(campaign.measure_fixed(Variant("quantized", ir.to_proto(quantised))))
-    hardened, faulty = carry_out(planner.source, plan)
-    results.append(campaign.measure_fixed(Variant("hardened", ir.to_proto(hardened))))
-    with progress.steps("Monte-Carlo trials", 2 * len(sweep) * campaign.trials) as step:
-        for name, model, planes in (("unprotected", unprotected, plain.planes), ("hardened", faulty, plan.planes)):
-            variant = Variant(name, ir.to_proto(model))
-            seen = [rates.truncated(planes) for rates in sweep]  # what its words see, if the rates differ by plane
+    results.append(campaign.measure_fixed(Variant("hardened", ir.to_proto(models.hardened))))
+    variants = [
+        (Variant("unprotected", ir.to_proto(unprotected)), plain.planes),
+        (Variant("hardened", ir.to_proto(models.faulty)), plan.planes),
+    ]
+    with progress.steps("Monte-Carlo trials", 2 * len(rates) * campaign.trials) as step:
+        for variant, planes in variants:
+            seen = [rate.truncated(planes) for rate in rates]  # what its words see, if the rates differ by plane
             results += campaign.measure_faulty(variant, seen, progress=step)
-    return results
+    if not steps:
+        return results, None
+    with progress.steps("sweep", 2 * len(steps) * sweep_trials(campaign.trials)) as step:
+        return results, measure_sweep(models.original, variants, steps, campaign, step)
 
 
-def _compare(
-    planner: Planner, plan: StoragePlan, campaign: Campaign, restore: Restore, progress: Progress
-) -> list[tuple[StoragePlan, Result]]:
-    """The other methods with at most the plan's protected bits, under the designed rates and on the same seeds."""
-    others = [method for method in METHODS.values() if method.name != plan.method and method.weighting != "none"]
-    measured = []
-    with progress.steps("compare methods", len(others) * campaign.trials) as step:
-        for method in others:
-            other = restore(planner.within_budget(method, plan.protected_fraction), Silent())
-            variant = Variant(method.name, ir.to_proto(carry_out(planner.source, other)[1]))
-            measured.append((other, campaign.measure_faulty(variant, [planner.rates], progress=step)[0]))
-    return measured
+def _compare(models: _Models, campaign: Campaign, restore: Restore, progress: Progress) -> Comparison:
+    planner = models.planner
 
+    def instrumented(plan: StoragePlan) -> onnx.ModelProto:
+        return ir.to_proto(carry_out(planner.source, restore(plan, Silent()))[1])
 
-def _doubled(rates: Sequence[float]) -> tuple[float, ...]:
-    """Twice the rates, but no more than a half, where a bit says nothing any more."""
-    return tuple(max(rate, min(2 * rate, 0.5)) for rate in rates)
+    return compare_methods(planner, models.plan, models.original, instrumented, campaign, progress)

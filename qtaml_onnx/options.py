@@ -47,6 +47,8 @@ class HardenOptions:
         confidence: Of the intervals.
         compare: Whether the other methods are measured as well, with no more protected bits.
         off_design: Whether the hardened model is also measured at half and at twice the designed rates.
+        sweep: Whether evaluating also looks at rates around the designed ones, with a quarter of the trials, at most 5,
+            on at most 1000 samples.
         fail_under: Share of the clean metric below which `HardenResult.gate` fails.
     """
 
@@ -71,6 +73,7 @@ class HardenOptions:
     confidence: float = 0.95
     compare: bool = False
     off_design: bool = False
+    sweep: bool = True
     fail_under: float | None = None
 
     def check(self, has_evaluation: bool) -> Method:

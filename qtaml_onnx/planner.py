@@ -77,6 +77,8 @@ class Planner:
         biases: Plans of their biases.
         sensitivity: Measured by forward probes; None where no method needs it.
         small: How the tensors beside the weights are stored; None where they are taken to be safe.
+        plain_sensitivity: The same without self-correcting biases, for methods that have none; None where not measured,
+            and then `sensitivity` serves them too.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Planner:
         self.biases: dict[str, BiasPlan] = {}
         self.sensitivity: Sensitivity | None = None
         self.small: SmallStorage | None = None
+        self.plain_sensitivity: Sensitivity | None = None
         self._probed_with: ScalingKind = "peak"
         self._menus: dict[tuple[str, bool], Menu] = {}
         self._scalings: dict[tuple[str, str], Scaling] = {}
@@ -161,20 +164,32 @@ class Planner:
         self.sensitivity = sensitivity
         self._probed_with = method.scaling
 
+    def use_plain_sensitivity(self, sensitivity: Sensitivity) -> None:
+        """Takes sensitivities probed with peak scales and without self-correcting biases, for methods without them."""
+        self.plain_sensitivity = sensitivity
+        self._menus = {key: menu for key, menu in self._menus.items() if menu.method.corrects_bias}
+
+    def _probed(self, method: Method) -> tuple[Sensitivity | None, ScalingKind]:
+        """The sensitivities that a method goes by, and the scales they were probed with."""
+        if self.plain_sensitivity is not None and not method.corrects_bias:
+            return self.plain_sensitivity, "peak"
+        return self.sensitivity, self._probed_with
+
     def _weighting(self, method: Method) -> list[float]:
         """Output noise energy of each tensor for normalised noise of variance 1, or what stands in for it."""
         magnitude = [
             tensor.weight.size * mean_square(self.scaling(method, tensor).factors(tensor.rank))
             for tensor in self.tensors
         ]
-        if method.weighting == "magnitude" or self.sensitivity is None or not any(self.sensitivity.energy.values()):
+        sensitivity, probed_with = self._probed(method)
+        if method.weighting == "magnitude" or sensitivity is None or not any(sensitivity.energy.values()):
             return magnitude
-        energy = [self.sensitivity.energy[tensor.name] for tensor in self.tensors]
-        if self._probed_with == method.scaling:
+        energy = [sensitivity.energy[tensor.name] for tensor in self.tensors]
+        if probed_with == method.scaling:
             return energy
         probed = []
         for tensor in self.tensors:
-            probed.append(tensor.weight.size * self._scalings[self._probed_with, tensor.name].mean_square)
+            probed.append(tensor.weight.size * self._scalings[probed_with, tensor.name].mean_square)
         return [e * m / p for e, m, p in zip(energy, magnitude, probed, strict=True)]
 
     def menu(self, method: Method, progress: Callable[[], None] = lambda: None, *, protectable: bool = True) -> Menu:
@@ -371,9 +386,10 @@ class Planner:
         rows = form.scales.astype(np.float64) * design.gain
         if bias is not None:
             rows = rows * self._restored(tensor, scaling, design.noise)
+        probed, probed_with = self._probed(method)
         sensitivity = None
-        if self.sensitivity is not None and self._probed_with == method.scaling:
-            sensitivity = self.sensitivity.energy[tensor.name]
+        if probed is not None and probed_with == method.scaling:
+            sensitivity = probed.energy[tensor.name]
         return TensorPlan(
             name=tensor.name,
             op_type=weight.op_type,

@@ -21,10 +21,11 @@ from qtaml_onnx.cli.show import (
     results_table,
 )
 from qtaml_onnx.data import Dataset, input_specs, load_dataset, synthetic_dataset
-from qtaml_onnx.errors import InputError
+from qtaml_onnx.errors import GateError, InputError
 from qtaml_onnx.modelio import OutputSet, check_output_path, load_model
 from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.report.build import differences, environment, evaluation_section
+from qtaml_onnx.report.junit import campaign_cases, evaluation_gate, junit_xml
 from qtaml_onnx.report.schema import Evaluation
 from qtaml_onnx.stored import StoredModel, stored_model
 from qtaml_onnx.textio import printable
@@ -98,6 +99,13 @@ def evaluate(
         typer.Option("--cluster", help="Run on a Dask cluster: its scheduler's address.", rich_help_panel=o.MEASURING),
     ] = None,
     confidence: o.Confidence = 0.95,
+    fail_under: Annotated[
+        float | None,
+        typer.Option(
+            "--fail-under", help="Exit 1 if a hardened model (any, if none is) keeps less than this share of clean."
+        ),
+    ] = None,
+    junit: o.JUnit = None,
     store: Annotated[
         Path | None,
         typer.Option("--store", help="Keep each trial in this SQLite file as it ends.", rich_help_panel=o.MEASURING),
@@ -119,7 +127,11 @@ def evaluate(
     Example: qtaml-onnx evaluate net.onnx safe.onnx --flip-rate 0.01,0.05,0.1 --eval test.npz
     """
     o.set_verbosity(verbose, quiet)
-    for path in (output, plot, store):
+    if fail_under is not None and not 0 < fail_under <= 1:
+        raise InputError(
+            f"--fail-under {fail_under:g} is not a share of the clean metric; give one above 0 and up to 1"
+        )
+    for path in (output, plot, store, junit):
         if path is not None:
             for source in models:
                 check_output_path(path, source)
@@ -180,6 +192,9 @@ def evaluate(
         if plot is not None:
             picture = _picture(kind, sections, conditions, device)
             outputs.add(plot, lambda temporary: _write_bytes(temporary, picture))
+        named = [(str(path), section) for path, section in sections]
+        if junit is not None:
+            outputs.add_text(junit, junit_xml("evaluate", campaign_cases(named, fail_under)))
     print_warnings(warnings, quiet)
     if json:
         print(o.to_json(document))
@@ -197,6 +212,8 @@ def evaluate(
             print(_ended(precision, campaign.trials, [result for found in faulty for result in found]))
         if plot is not None:
             print(f"picture {printable(plot)}")
+    if fail_under is not None and (failures := evaluation_gate(named, fail_under)):
+        raise GateError(failures[0] + (f" (and {len(failures) - 1} more)" if failures[1:] else ""))
 
 
 def _picture_kind(plot: Path | None, output: Path | None) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +15,7 @@ from qtaml_onnx.cli import options as o
 from qtaml_onnx.cli.show import TerminalProgress, print_warnings, summary
 from qtaml_onnx.data import input_specs, load_dataset
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.fault_model import fault_model
+from qtaml_onnx.fault_model import fault_model, retention_steps
 from qtaml_onnx.hardening import HardenResult, harden_source
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import least_hardened_bytes, load_model, save_model
@@ -21,11 +23,14 @@ from qtaml_onnx.options import DEFAULT_METHOD, HardenOptions
 from qtaml_onnx.outputs import OutputSet, check_free_space, check_output_path
 from qtaml_onnx.physics import parse_duration
 from qtaml_onnx.report import Report, render_html
+from qtaml_onnx.report.junit import harden_cases, junit_xml
 from qtaml_onnx.report.schema import Output
 from qtaml_onnx.textio import printable
 from qtaml_onnx.uniform_codes import CODE_CHOICES
 
 __all__ = ["harden"]
+
+_log = logging.getLogger(__name__)
 
 _METHODS = "; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
 
@@ -95,12 +100,17 @@ def harden(
     fail_under: Annotated[
         float | None, typer.Option("--fail-under", help="Exit 1 if less than this share of clean is kept.")
     ] = None,
+    junit: o.JUnit = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Also measure the other methods, with no more protected bits.")
+        bool,
+        typer.Option("--compare", help="Also measure the other methods, with no more protected bits and at budgets."),
     ] = False,
     off_design: Annotated[
         bool,
         typer.Option("--off-design", help="Also measure at half and twice the designed rates; implied by --margin."),
+    ] = False,
+    no_sweep: Annotated[
+        bool, typer.Option("--no-sweep", help="No quick look at rates (with --device: times) around the designed ones.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide and measure, write nothing.")] = False,
     calibration: o.Calibration = None,
@@ -129,6 +139,10 @@ def harden(
     for path in (output, *([emit_faulty] if emit_faulty else [])):
         if not dry_run:
             check_output_path(path, model)
+    if junit is not None:
+        check_output_path(junit, model)
+        if evaluation is None:
+            raise InputError("--junit needs data to measure on; add --eval FILE.npz")
     if emit_faulty is not None and emit_faulty.absolute() == output.absolute():
         raise InputError("--emit-faulty and -o name the same file; give two")
     chosen = HardenOptions(
@@ -153,18 +167,21 @@ def harden(
         confidence=confidence,
         compare=compare,
         off_design=off_design or margin != 1.0,
+        sweep=not no_sweep,
         fail_under=fail_under,
     )
     chosen.check(evaluation is not None)
     least_planes = 8 if device is None or include_small else bits
+    planes = o.MOST_BITS if bits_per_weight is not None else max(bits, least_planes)
+    retention_s = parse_duration(retention) if retention is not None else None
     faults = fault_model(
-        bits=o.MOST_BITS if bits_per_weight is not None else max(bits, least_planes),
+        bits=planes,
         flip_rate=flip_rate,
         p01=p01,
         p10=p10,
         plane_rates=plane_rates,
         device=device,
-        retention_s=parse_duration(retention) if retention is not None else None,
+        retention_s=retention_s,
         margin=margin,
     )
     source = load_model(model)
@@ -181,8 +198,9 @@ def harden(
         evaluation=load_dataset(evaluation, specs, "--eval") if evaluation else None,
         progress=TerminalProgress(quiet or json),
         command=printable(shlex.join(["qtaml-onnx", *sys.argv[1:]])),
+        sweep=retention_steps(device, planes, retention_s, margin) if device is not None else None,
     )
-    report = result.report if dry_run else _write(result, output, emit_faulty, not no_html)
+    report = result.report if dry_run else _write(result, output, emit_faulty, junit, not no_html)
     print_warnings(report.warnings, quiet)
     if json:
         print(report.to_json(), end="")
@@ -191,10 +209,12 @@ def harden(
         if not dry_run:
             print(f"hardened model {printable(output)}")
             print(f"report {printable(output.with_suffix('.report.json' if no_html else '.report.html'))}")
+            if junit is not None:
+                print(f"JUnit {printable(junit)}")
     result.gate()
 
 
-def _write(result: HardenResult, output: Path, emit_faulty: Path | None, html: bool) -> Report:
+def _write(result: HardenResult, output: Path, emit_faulty: Path | None, junit: Path | None, html: bool) -> Report:
     """Writes all files or none, and gives the report with the hardened model's hash."""
     external = bool(result.source.external_files)
     with OutputSet(result.source.files) as outputs:
@@ -203,7 +223,11 @@ def _write(result: HardenResult, output: Path, emit_faulty: Path | None, html: b
         outputs.add_text(output.with_suffix(".plan.json"), result.plan.to_json())
         outputs.add_text(output.with_suffix(".report.json"), report.to_json())
         if html:
+            start = time.perf_counter()
             outputs.add_text(output.with_suffix(".report.html"), render_html(report, result.plan))
+            _log.info("report drawn in %.2f s", time.perf_counter() - start)
+        if junit is not None:
+            outputs.add_text(junit, junit_xml(f"harden {report.source.path}", harden_cases(report)))
         if emit_faulty is not None:
             save_model(result.faulty, outputs, emit_faulty, external_data=external)
     return report

@@ -25,6 +25,7 @@ __all__ = [
     "FlipRate",
     "Include",
     "IncludeSmall",
+    "JUnit",
     "Json",
     "Margin",
     "ModelPath",
@@ -104,6 +105,10 @@ Seed = Annotated[
 Workers = Annotated[int, typer.Option("--workers", help="Processes.", rich_help_panel=MEASURING)]
 Confidence = Annotated[float, typer.Option("--confidence", help="Of the intervals.", rich_help_panel=MEASURING)]
 
+JUnit = Annotated[
+    Path | None,
+    typer.Option("--junit", help="Write JUnit XML: a test case a rate, failed where --fail-under is not met."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable summary on stdout.", rich_help_panel=_OUTPUT)]
 Verbose = Annotated[
     int, typer.Option("-v", "--verbose", count=True, help="Say more; twice: everything.", rich_help_panel=_OUTPUT)

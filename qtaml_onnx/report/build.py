@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,49 +16,97 @@ import onnxruntime as ort
 from qtaml_onnx import __version__
 from qtaml_onnx.campaign import Campaign, Interval, Result
 from qtaml_onnx.campaign.image import SESSION_OPTIONS
+from qtaml_onnx.channel import FloatArray
+from qtaml_onnx.comparison import Comparison
+from qtaml_onnx.data import LABELS, Dataset
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.inference_time import InferenceTime
 from qtaml_onnx.methods import METHODS, Method
-from qtaml_onnx.modelio import SourceModel
 from qtaml_onnx.plan import StoragePlan, TensorPlan
 from qtaml_onnx.planner import Planner
+from qtaml_onnx.prediction import SATURATION_LEVEL, Predicted
+from qtaml_onnx.protection import scheme
 from qtaml_onnx.report.schema import (
+    Calibration,
     Difference,
     Environment,
     Evaluation,
     EvaluationResult,
     FaultModelSection,
+    Gate,
+    Inference,
     IntervalSection,
     LeftOutSection,
     MethodResult,
+    NamedCode,
     Prediction,
     Report,
     SmallSection,
     SmallTensorSection,
     Source,
     Storage,
+    Sweep,
     TensorSection,
     Tool,
 )
+from qtaml_onnx.storage import WordSums, uniform_code, word_sums
+from qtaml_onnx.storage.tensor import read_table
+from qtaml_onnx.sweep import MeasuredSweep, SweepStep
+from qtaml_onnx.tensors import TensorData
 from qtaml_onnx.textio import printable
 
-__all__ = ["build_report", "differences", "environment", "evaluation_section"]
+__all__ = [
+    "SATURATION_LEVEL",
+    "Measurements",
+    "build_report",
+    "dataset_sha256",
+    "differences",
+    "environment",
+    "evaluation_section",
+]
 
-SATURATION_LEVEL = 0.08
-"""Relative output noise energy at which overheads are compared: about where the zoo networks keep 95 % of clean."""
+_PLAIN_BITS = 8
+"""Longest word of plain storage."""
+
+_NAMED_RESIDUAL = 1e-4
+"""Largest rate that bits may still flip at under the code that ideal protection is priced in."""
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """All that was measured of one hardening.
+
+    Attributes:
+        campaign: Gives the metric, the data and the conditions.
+        results: Of the variants.
+        sweep: Around the designed rates; None if not asked for.
+        comparison: Of the methods; None if not asked for.
+        inference: Times; None where the model has no inputs.
+        fail_under: The gate; None for none.
+    """
+
+    campaign: Campaign
+    results: list[Result]
+    sweep: MeasuredSweep | None
+    comparison: Comparison | None
+    inference: InferenceTime | None
+    fail_under: float | None
 
 
 def build_report(
-    source: SourceModel,
     planner: Planner,
-    method: Method,
     plan: StoragePlan,
-    campaign: Campaign | None,
-    results: list[Result],
-    comparison: list[tuple[StoragePlan, Result]],
+    predicted: Predicted,
+    measured: Measurements | None,
+    calibration: Dataset | None,
     warnings: list[str],
     command: str | None,
 ) -> Report:
     """The report of one hardening; `output` is filled in when the model is written."""
+    source = planner.source
+    evaluation = None
+    if measured is not None:
+        evaluation = evaluation_section(measured.campaign, measured.results, measured.comparison, measured.sweep)
     return Report(
         tool=Tool(version=__version__),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -77,12 +127,20 @@ def build_report(
         ),
         method=plan.method,
         storage=storage_section(plan),
-        tensors=[_tensor(tensor) for tensor in plan.tensors],
+        tensors=_tensors(planner, plan),
         left_out=[LeftOutSection(name=item.name, reason=item.reason) for item in plan.left_out],
         small=_small(plan),
-        prediction=_prediction(planner, method, plan),
-        evaluation=evaluation_section(campaign, results, comparison) if campaign is not None else None,
+        prediction=Prediction(
+            noise_energy=predicted.noise_energy,
+            saturation_ratio=predicted.saturation_ratio,
+            saturation_level=SATURATION_LEVEL if predicted.noise_energy is not None else None,
+            saturation_note=predicted.saturation_note,
+        ),
+        evaluation=evaluation,
         environment=environment(),
+        calibration=_calibration(calibration) if calibration is not None else None,
+        inference=Inference(**asdict(measured.inference)) if measured is not None and measured.inference else None,
+        gate=_gate(plan, evaluation, measured.fail_under) if measured is not None and evaluation is not None else None,
         warnings=warnings,
     )
 
@@ -99,6 +157,7 @@ def storage_section(plan: StoragePlan) -> Storage:
         metadata_bits=plan.metadata_bits,
         bits_per_weight=plan.stored_bits / weights if weights else 0.0,
         protection=plan.protection,
+        named_code=_named_code(plan, weights, plan.stored_bits),
         small_bits=plan.small_bits,
     )
 
@@ -115,8 +174,76 @@ def _small(plan: StoragePlan) -> SmallSection | None:
     )
 
 
-def _tensor(tensor: TensorPlan) -> TensorSection:
+def _named_code(plan: StoragePlan, weights: int, total: int) -> NamedCode | None:
+    """What ideally protected bits cost in the cheapest known code that leaves next to nothing."""
+    if plan.protection != "ideal" or not plan.protected_bits:
+        return None
+    rates = plan.fault_model.rates
+    raw = max((a + b) / 2 for a, b in zip(rates.p01, rates.p10, strict=True))
+    try:
+        code = scheme("auto", rate=raw, target_residual=_NAMED_RESIDUAL)
+    except InputError:  # the rates are beyond all of them
+        return None
+    parity = sum(code.parity_bits(t.size * len(t.protected_planes)) for t in plan.tensors)
+    return NamedCode(
+        name=code.name,
+        residual_rate=code.residual(raw),
+        parity_bits=parity,
+        bits_per_weight=(total + parity) / weights,
+    )
+
+
+def _tensors(planner: Planner, plan: StoragePlan) -> list[TensorSection]:
+    data = {tensor.name: tensor for tensor in planner.tensors}
+    return [_tensor(planner, METHODS[plan.method], data[tensor.name], tensor) for tensor in plan.tensors]
+
+
+def flip_changes(table: FloatArray, sums: WordSums) -> list[float]:
+    """Rms change of what is read when one plane flips, over the rms of the weights, least significant plane first.
+
+    Args:
+        table: What each word is read as, [2^bits].
+        sums: Of the weights that are stored as each word.
+    """
+    signal = float(sums.second.sum())
+    if signal <= 0:
+        return []
+    words = np.arange(len(table))
+    planes = range(len(table).bit_length() - 1)
+    return [float(np.sqrt(sums.count @ (table[words ^ (1 << k)] - table) ** 2 / signal)) for k in planes]
+
+
+def _calibration(data: Dataset) -> Calibration:
+    return Calibration(data=Path(data.source).name, sha256=dataset_sha256(data), samples=len(data))
+
+
+def dataset_sha256(data: Dataset) -> str:
+    """SHA-256 of names, types, shapes and values of all arrays, whatever file they came in."""
+    digest = hashlib.sha256()
+    arrays = data.arrays | ({LABELS: data.labels} if data.labels is not None else {})
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _gate(plan: StoragePlan, evaluation: Evaluation, fail_under: float | None) -> Gate | None:
+    """Whether the hardened model keeps the share at each measured rate up to the designed one."""
+    if fail_under is None:
+        return None
+    designed = max(*plan.fault_model.p01, *plan.fault_model.p10)
+    clean = next(r.mean for r in evaluation.results if r.variant == "clean")
+    hardened = [r for r in evaluation.results if r.variant == "hardened" and r.flip_rate <= designed]
+    measured = [r for r in hardened if r.flip_rate > 0] or hardened  # where nothing flips, the model without faults
+    kept = min((r.mean / clean if clean else 0.0 for r in measured), default=0.0)
+    return Gate(fail_under=fail_under, kept=kept, met=kept >= fail_under)
+
+
+def _tensor(planner: Planner, method: Method, data: TensorData, tensor: TensorPlan) -> TensorSection:
     ratio = tensor.noise / tensor.signal if tensor.signal > 0 else 0.0
+    plain = data.fixed or uniform_code("twos-complement", min(tensor.bits, _PLAIN_BITS))
+    plain_sums = word_sums(plain, planner.normalised(METHODS["none"], data))
+    sums = word_sums(tensor.code.code(), planner.normalised(method, data))
     return TensorSection(
         name=tensor.name,
         op_type=tensor.op_type,
@@ -128,31 +255,17 @@ def _tensor(tensor: TensorPlan) -> TensorSection:
         protected_planes=list(tensor.protected_planes),
         sensitivity=tensor.sensitivity,
         noise_to_signal_db=10 * math.log10(ratio) if ratio > 0 else None,
-    )
-
-
-def _prediction(planner: Planner, method: Method, plan: StoragePlan) -> Prediction:
-    sensitivity = planner.sensitivity
-    if sensitivity is None or not sensitivity.output_energy or plan.noise_energy is None:
-        return Prediction(noise_energy=None, saturation_ratio=None)
-    limit = SATURATION_LEVEL * sensitivity.output_energy
-    ratio = None
-    if plan.protected_bits or plan.noise_energy > limit:  # else the method needs no protection: the ratio has no end
-        try:
-            uniform = planner.smallest_overhead(METHODS["uniform-msp"], limit)
-        except InputError:  # where p01 + p10 ≥ 1 the affine correction has no inverse, and there is nothing to compare
-            uniform = None
-        own = planner.smallest_overhead(method, limit) if uniform is not None else None
-        ratio = uniform / own if uniform is not None and own else None
-    return Prediction(
-        noise_energy=plan.noise_energy / sensitivity.output_energy,
-        saturation_ratio=ratio,
-        saturation_level=SATURATION_LEVEL,
+        plain_flips=flip_changes(plain.levels, plain_sums),
+        stored_flips=flip_changes(read_table(tensor), sums),
+        words_used=int(np.count_nonzero(sums.count)),
     )
 
 
 def evaluation_section(
-    campaign: Campaign, results: list[Result], comparison: Sequence[tuple[StoragePlan, Result]] = ()
+    campaign: Campaign,
+    results: list[Result],
+    comparison: Comparison | None = None,
+    sweep: MeasuredSweep | None = None,
 ) -> Evaluation:
     """What a campaign measured.
 
@@ -160,6 +273,7 @@ def evaluation_section(
         campaign: Gives the metric, the data and the conditions.
         results: Of the variants.
         comparison: Of other methods, each with its plan.
+        sweep: Around the designed rates.
     """
     return Evaluation(
         metric=campaign.metric.name,
@@ -168,38 +282,58 @@ def evaluation_section(
         trials=campaign.trials,
         seed=campaign.seed,
         confidence=campaign.confidence,
-        results=[
-            EvaluationResult.model_validate(
-                {
-                    "variant": result.variant,
-                    "flip_rate": result.flip_rate,
-                    "mean": result.interval.mean,
-                    "ci_low": result.interval.low,
-                    "ci_high": result.interval.high,
-                    "trials": len(result.values),
-                    "interval": result.interval.method,
-                    "label": result.label,
-                    "stopped": result.stopped,
-                    "metrics": _intervals(result.metrics),
-                    "outcomes": _intervals(result.outcomes) if result.outcomes is not None else None,
-                }
-            )
-            for result in results
-        ],
-        comparison=[
-            MethodResult(
-                method=plan.method,
-                protected_fraction=plan.protected_fraction,
-                bits_per_weight=storage_section(plan).bits_per_weight,
-                mean=result.interval.mean,
-                ci_low=result.interval.low,
-                ci_high=result.interval.high,
-                trials=len(result.values),
-            )
-            for plan, result in comparison
-        ],
+        results=[_result(result) for result in results],
+        comparison=_methods(comparison.at_budget, comparison) if comparison else [],
         precision=campaign.precision,
         differences=differences(campaign, _by_variant(results)),
+        data_sha256=dataset_sha256(campaign.data),
+        sweep=_sweep(sweep) if sweep is not None else None,
+        frontier=_methods(comparison.frontier, comparison) if comparison else [],
+        frontier_samples=comparison.frontier_samples if comparison else None,
+    )
+
+
+def _sweep(sweep: MeasuredSweep) -> Sweep:
+    results = [_result(result, step) for result, step in sweep.results]
+    return Sweep(samples=sweep.samples, trials=sweep.trials, results=results)
+
+
+def _result(result: Result, step: SweepStep | None = None) -> EvaluationResult:
+    return EvaluationResult.model_validate(
+        {
+            "variant": result.variant,
+            "flip_rate": result.flip_rate,
+            "mean": result.interval.mean,
+            "ci_low": result.interval.low,
+            "ci_high": result.interval.high,
+            "trials": len(result.values),
+            "interval": result.interval.method,
+            "label": result.label,
+            "stopped": result.stopped,
+            "metrics": _intervals(result.metrics),
+            "outcomes": _intervals(result.outcomes) if result.outcomes is not None else None,
+            "retention_s": step.retention_s if step is not None else None,
+            "values": list(result.values),
+        }
+    )
+
+
+def _methods(measured: Sequence[tuple[StoragePlan, Result]], comparison: Comparison) -> list[MethodResult]:
+    return [_method_result(plan, result, comparison.output_energy) for plan, result in measured]
+
+
+def _method_result(plan: StoragePlan, result: Result, output_energy: float) -> MethodResult:
+    energy = plan.noise_energy
+    return MethodResult(
+        method=plan.method,
+        protected_fraction=plan.protected_fraction,
+        bits_per_weight=storage_section(plan).bits_per_weight,
+        mean=result.interval.mean,
+        ci_low=result.interval.low,
+        ci_high=result.interval.high,
+        trials=len(result.values),
+        values=list(result.values),
+        noise_energy=energy / output_energy if energy is not None and output_energy else None,
     )
 
 

@@ -7,28 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from qtaml_onnx.channel import FloatArray, moments
+from qtaml_onnx.channel import moments
 from qtaml_onnx.plan import FaultModel, TensorPlan
 from qtaml_onnx.report.drawing import COLOUR, add_boxes, add_legend, drawing, new_axes, new_figure, to_svg
-from qtaml_onnx.storage.codes import Code, word_dtype
-from qtaml_onnx.storage.tensor import decode_tensor
+from qtaml_onnx.report.schema import TensorSection
+from qtaml_onnx.storage.codes import Code
+from qtaml_onnx.storage.tensor import read_table
 
-__all__ = ["cells_svg", "flips_svg", "read_table"]
+__all__ = ["cells_svg", "flips_svg"]
 
 _GRID = 512  # columns in which the bit pattern of a code is drawn
 _STAIRS = 1024  # cells drawn of a code with more
 _EDGE = 1.05  # normalised weights drawn, either side
-
-
-def read_table(tensor: TensorPlan) -> FloatArray:
-    """The normalised weight that each stored word is read as, float64 [2^bits], in the hardened model's arithmetic.
-
-    Where channels differ in their gain, that of the median channel.
-    """
-    ratio = float(np.median(np.divide(tensor.scales, tensor.weight_scales)))
-    one = tensor.model_copy(update={"scales": (ratio,), "channel_axis": None, "input_scales": None})
-    words = np.arange(1 << tensor.bits, dtype=word_dtype(tensor.bits))
-    return decode_tensor(one, words.view(tensor.words_type.lower())).astype(np.float64)
 
 
 def cells_svg(tensor: TensorPlan, fault_model: FaultModel, name: str, description: str) -> str:
@@ -97,42 +87,35 @@ def _draw_bits(axes: Axes, code: Code, protected: Sequence[int]) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def flips_svg(tensor: TensorPlan, name: str, description: str) -> str:
-    """What one flip of each plane does to the weight: plain two's complement against this storage."""
-    code, table = tensor.code.code(), read_table(tensor)
-    used = np.unique(code.words)
-    bits = code.bits
+def flips_svg(section: TensorSection, name: str, description: str) -> str:
+    """What one flip of each plane does to the weights: plain two's complement against this storage."""
+    after, before = section.stored_flips, section.plain_flips
+    bits = len(after)
     with drawing(name):
         figure = new_figure(60 + 15 * bits)
         axes = new_axes(figure, 42, 22, 306, 15 * bits)
-        for plane in range(bits):
+        rows = [bits - 1 - plane for plane in range(bits)]
+        for plane in section.protected_planes:
+            label = "protected plane" if plane == section.protected_planes[0] else None
             row = bits - 1 - plane
-            change = np.abs(table[used ^ (1 << plane)] - table[used])
-            first = plane == bits - 1
-            safe = plane in tensor.protected_planes
-            if safe:
-                label = "protected plane" if plane == max(tensor.protected_planes) else None
-                axes.axhspan(row - 0.45, row + 0.45, color=COLOUR["protected"], alpha=0.18, linewidth=0, label=label)
-            colour = COLOUR["protected" if safe else "hardened"]
-            axes.plot(
-                [change.min(), change.max()], [row, row], color=colour, linewidth=3, alpha=0.4, solid_capstyle="butt"
-            )
-            axes.plot(
-                [np.median(change)], [row], color=colour, marker="o", markersize=5, linestyle="none",
-                label="this storage" if first else None,
-            )  # fmt: skip
-            if bits > 1:
-                axes.plot(
-                    [2**plane / (2 ** (bits - 1) - 1)], [row], color=COLOUR["before"], marker="s", markersize=5,
-                    markerfacecolor="none", linestyle="none", label="plain two's complement" if first else None,
-                )  # fmt: skip
+            axes.axhspan(row - 0.45, row + 0.45, color=COLOUR["protected"], alpha=0.18, linewidth=0, label=label)
+        shared = min(len(before), bits)
+        axes.hlines(rows[:shared], after[:shared], before[:shared], color=COLOUR["rule"], linewidth=1.5)
+        axes.plot(
+            after, rows, color=COLOUR["hardened"], marker="o", markersize=5, linestyle="none", label="this storage"
+        )
+        axes.plot(
+            before[:shared], rows[:shared], color=COLOUR["before"], marker="s", markersize=5, markerfacecolor="none",
+            linestyle="none", label="plain two's complement",
+        )  # fmt: skip
         axes.set_ylim(bits - 0.5, -0.5)
-        axes.set_xlim(-0.02, None)
+        axes.set_xlim(0, None)
+        axes.margins(x=0.04)
         axes.set_yticks(range(bits), [str(k) for k in reversed(range(bits))])
         axes.tick_params(axis="both", labelsize=8)
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         axes.set_ylabel("bit plane", size=8)
-        axes.set_xlabel("change of the weight over its channel's scale, when this bit alone flips", size=8)
+        axes.set_xlabel("rms change of a weight over the rms weight, when this bit alone flips", size=8)
         add_legend(figure, ncols=3, top=1.0)
-        return to_svg(figure, name, f"Flips in {tensor.name}", description)
+        return to_svg(figure, name, f"Flips in {section.name}", description)

@@ -40,6 +40,8 @@ _VARIABLES = (
     "protected",
     "exposed",
     "before",
+    "green",
+    "amber",
 )
 # Colours that no picture uses, one a CSS variable: what matplotlib draws in them is given to the style sheet.
 COLOUR = {name: f"#0000{number:02x}" for number, name in enumerate(_VARIABLES, 1)}

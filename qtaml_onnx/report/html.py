@@ -1,115 +1,25 @@
 """The HTML report: one file with everything in it, made from report.json.
 
-Every number on the page is looked up in the JSON by its pointer (RFC 6901), which the page keeps in `data-field` with
-the exact value beside the rounded one; numbers worked out of two fields name both in `data-ratio` or `data-difference`.
+Every number on the page is looked up in the JSON, and the page says where: see `fields`.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.resources import files
-from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from qtaml_onnx.plan import StoragePlan, TensorPlan
+from qtaml_onnx.report.fields import Fields, is_share, metric_name, template
 from qtaml_onnx.report.schema import EvaluationResult, Report
-from qtaml_onnx.report.text import (
-    format_count,
-    format_decibel,
-    format_percent,
-    format_rate,
-    format_share,
-    format_significant,
-    has_interval,
-    visible,
-)
+from qtaml_onnx.report.text import format_percent, format_rate, format_significant, has_interval
 
 __all__ = ["render_html"]
 
 _CODES_SHOWN = 2
 """Tensors whose code is drawn, the most sensitive first."""
-
-_METRICS = {
-    "top-1": "top-1 accuracy",
-    "agreement": "agreement with the clean model",
-    "agreement-5-percent": "agreement with the clean outputs within 5 % of their rms",
-}
-
-
-def _metric(name: str) -> str:
-    return _METRICS.get(name, visible(name)) or "metric"
-
-
-_FORMATS: dict[str, Callable[[Any], str]] = {
-    "text": lambda value: visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)),
-    "base": lambda value: visible(re.split(r"[\\/]", value)[-1]),
-    "metric": _metric,
-    "count": format_count,
-    "decibel": format_decibel,
-    "percent": format_percent,
-    "rate": format_rate,
-    "share": format_share,
-    "significant": format_significant,
-    "shape": lambda value: " × ".join(map(str, value)) or "scalar",
-    "yes": lambda value: "yes" if value else "no",
-    "planes": lambda value: ", ".join(map(str, sorted(value, reverse=True))) or "none",
-}
-
-
-class _Fields:
-    """The report's JSON, looked up by pointer and put on the page with its source."""
-
-    def __init__(self, report: Report) -> None:
-        self.data: Any = json.loads(report.to_json())
-
-    def get(self, pointer: str) -> Any:
-        """The value at a JSON pointer."""
-        value = self.data
-        for part in pointer.split("/")[1:]:
-            key = part.replace("~1", "/").replace("~0", "~")
-            value = value[int(key)] if isinstance(value, list) else value[key]
-        return value
-
-    def __call__(self, pointer: str, kind: str = "text") -> Markup:
-        """The value at a pointer, written the given way; a dash for null."""
-        value = self.get(pointer)
-        text = "–" if value is None else _FORMATS[kind](value)
-        tag = "data" if isinstance(value, (int, float)) else "bdi"  # names of any script keep to themselves
-        return Markup('<{0} data-field="{1}" data-kind="{2}" value="{3}">{4}</{0}>').format(
-            Markup(tag), pointer, kind, json.dumps(value), text
-        )
-
-    def ratio(self, over: str, under: str, kind: str = "percent") -> Markup:
-        """One field over another."""
-        return self._derived("ratio", over, under, self.get(over) / self.get(under), kind)
-
-    def difference(self, first: str, second: str, kind: str = "percent") -> Markup:
-        """One field less another."""
-        return self._derived("difference", first, second, self.get(first) - self.get(second), kind)
-
-    def _derived(self, how: str, first: str, second: str, value: float, kind: str) -> Markup:
-        return Markup('<data data-{0}="{1} {2}" data-kind="{3}" value="{4}">{5}</data>').format(
-            Markup(how), first, second, kind, json.dumps(value), _FORMATS[kind](value)
-        )
-
-    def leaves(self, pointer: str) -> Iterator[tuple[str, str]]:
-        """(what it is called, pointer) of every plain value at or under a pointer."""
-        value = self.get(pointer)
-        children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-        if not children:
-            yield "", pointer
-            return
-        for key, _ in children:
-            step = str(key).replace("~", "~0").replace("/", "~1")
-            for name, leaf in self.leaves(f"{pointer}/{step}"):
-                yield visible(str(key)) + (f" · {name}" if name else ""), leaf
 
 
 @dataclass(frozen=True)
@@ -132,18 +42,21 @@ class _Pictures:
     """The pictures of the measurements and of the protection; None where there is nothing to draw."""
 
     sweep: Markup | None
+    retention: Markup | None
     variants: Markup | None
+    frontier: Markup | None
+    prediction: Markup | None
     protection: Markup | None
     grouped: bool
 
 
 @dataclass(frozen=True)
 class _Code:
-    """The pictures of one tensor's code."""
+    """The pictures of one tensor's code; None where the plan, or what flips do, is not known."""
 
     index: int
-    cells: Markup
-    flips: Markup
+    cells: Markup | None
+    flips: Markup | None
 
 
 def render_html(report: Report, plan: StoragePlan | None = None) -> str:
@@ -156,29 +69,25 @@ def render_html(report: Report, plan: StoragePlan | None = None) -> str:
     Returns:
         The text of the file: no script, style, font or picture comes from elsewhere.
     """
-    fields = _Fields(report)
+    fields = Fields(report.to_json())
     results = report.evaluation.results if report.evaluation else []
-    headline = _headline(report, results)
-    return _template().render(
+    share = is_share(report.evaluation.metric) if report.evaluation else True
+    return template("report.html.j2").render(
         f=fields,
         report=report,
         results=results,
-        headline=headline,
+        headline=_headline(report, results),
         has_interval=has_interval,
+        share=share,
+        unit="percent" if share else "significant",
         designed=_designed(report),
+        held=_held(report),
         even_rates=len({*report.fault_model.p01, *report.fault_model.p10}) == 1,
         sizes=[math.prod(t.shape) for t in report.tensors],
-        pictures=_pictures(report, results),
+        pictures=_pictures(report, results, share),
         codes=_codes(report, plan),
-        codes_by_sensitivity=plan is not None and any(t.sensitivity for t in plan.tensors),
+        codes_by_sensitivity=any(t.sensitivity for t in report.tensors),
     )
-
-
-@lru_cache(maxsize=1)
-def _template() -> Template:
-    text = files("qtaml_onnx.report").joinpath("template.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(text)
 
 
 def _designed(report: Report) -> str | None:
@@ -222,32 +131,64 @@ def _headline(report: Report, results: list[EvaluationResult]) -> _Headline:
     return _Headline(nearest("clean"), nearest("quantized"), unprotected, hardened)
 
 
-def _pictures(report: Report, results: list[EvaluationResult]) -> _Pictures:
-    # matplotlib takes longer to import than the rest of the program: only a report that is drawn pays for it.
-    from qtaml_onnx.report import plots
+def _held(report: Report) -> str | None:
+    """Pointer to the designed retention time of a device, in seconds."""
+    device = report.fault_model.device or {}
+    conditions = device.get("conditions")
+    retention = conditions.get("retention") if isinstance(conditions, dict) else None
+    known = isinstance(retention, dict) and isinstance(retention.get("value"), (int, float))
+    return "/fault_model/device/conditions/retention/value" if known else None
 
-    sweep = variants = protection = None
-    metric = _metric(report.evaluation.metric) if report.evaluation else ""
-    if len({r.flip_rate for r in results if r.variant in ("unprotected", "hardened") and r.flip_rate > 0}) > 1:
-        alt = f"{metric} against flip rate. " + _spoken(results)
-        sweep = Markup(plots.sweep_svg(results, _designed_rate(report), metric, alt))
+
+def _pictures(report: Report, results: list[EvaluationResult], share: bool) -> _Pictures:
+    # matplotlib takes longer to import than the rest of the program: only a report that is drawn pays for it.
+    from qtaml_onnx.report import method_plots, plots
+
+    sweep = retention = variants = frontier = prediction = protection = None
+    evaluation = report.evaluation
+    metric = metric_name(evaluation.metric) if evaluation else ""
+    around = evaluation.sweep.results if evaluation and evaluation.sweep else []
+    line, beside = (around, results) if around else (results, [])
+    if _steps(line, "flip_rate") > 1:
+        alt = f"{metric} against flip rate. " + _spoken([*line, *beside], share)
+        sweep = Markup(plots.sweep_svg(line, beside, _designed_rate(report), metric, share, alt))
     elif results:
-        alt = f"{metric}, a dot and an interval for each variant. " + _spoken(results)
-        variants = Markup(plots.variants_svg(results, metric, alt))
+        alt = f"{metric}, a dot and an interval for each variant. " + _spoken(results, share)
+        variants = Markup(plots.variants_svg(results, metric, share, alt))
+    if _steps(line, "retention_s") > 1:
+        alt = f"{metric} against retention time, where the flip rates follow from the device. " + _spoken(line, share)
+        pointer = _held(report)
+        held = Fields(report.to_json()).get(pointer) if pointer else None
+        retention = Markup(plots.sweep_svg(line, [], held, metric, share, alt, over="time"))
+    if evaluation and evaluation.frontier:
+        points = evaluation.frontier
+        clean = next(((r.mean, r.ci_low, r.ci_high) for r in results if r.variant == "clean"), None)
+        alt = f"{metric} against the share of weight bits that is protected, a line a method. The table has the same."
+        frontier = Markup(method_plots.frontier_svg(points, clean, metric, share, alt))
+        if sum(bool(p.noise_energy) for p in points) > 1:
+            alt = f"{metric} against the output noise predicted for each method and budget. The table has the same."
+            prediction = Markup(method_plots.prediction_svg(points, clean, metric, share, alt))
     if report.tensors:
         protection = Markup(plots.protection_svg(report.tensors, _spoken_map(report)))
-    return _Pictures(sweep, variants, protection, len(report.tensors) > plots.MAP_ROWS)
+    grouped = len(report.tensors) > plots.MAP_ROWS
+    return _Pictures(sweep, retention, variants, frontier, prediction, protection, grouped)
 
 
-def _spoken(results: list[EvaluationResult]) -> str:
-    return " ".join(map(_spoken_result, results))
+def _steps(results: Sequence[EvaluationResult], name: str) -> int:
+    """At how many places above 0 on an axis a variant with faults was measured."""
+    return len({getattr(r, name) for r in results if r.variant in ("unprotected", "hardened") and getattr(r, name)})
 
 
-def _spoken_result(result: EvaluationResult) -> str:
+def _spoken(results: Sequence[EvaluationResult], share: bool) -> str:
+    return " ".join(_spoken_result(result, share) for result in results)
+
+
+def _spoken_result(result: EvaluationResult, share: bool) -> str:
+    write = format_percent if share else format_significant
     rate = f" at {format_rate(result.flip_rate)}" if result.flip_rate > 0 else ""
-    ends = f"{format_percent(result.ci_low)} to {format_percent(result.ci_high)}"
+    ends = f"{write(result.ci_low)} to {write(result.ci_high)}"
     interval = ends if has_interval(result.trials, result.interval) else "a single trial"
-    return f"{result.variant}{rate}: {format_percent(result.mean)} ({interval})."
+    return f"{result.variant}{rate}: {write(result.mean)} ({interval})."
 
 
 def _spoken_map(report: Report) -> str:
@@ -267,28 +208,27 @@ def _spoken_map(report: Report) -> str:
 
 def _codes(report: Report, plan: StoragePlan | None) -> list[_Code]:
     """Pictures of the codes of the most sensitive tensors (the largest where no sensitivity was measured)."""
-    if plan is None:
-        return []
     from qtaml_onnx.report import code_plots
 
-    where = {tensor.name: index for index, tensor in enumerate(report.tensors)}
-    known = [tensor for tensor in plan.tensors if tensor.name in where]
+    def weight(index: int) -> tuple[float, int]:
+        return (report.tensors[index].sensitivity or 0.0, math.prod(report.tensors[index].shape))
 
-    def weight(tensor: TensorPlan) -> tuple[float, int]:
-        return (tensor.sensitivity or 0.0, tensor.size)
-
+    plans: dict[str, TensorPlan] = {tensor.name: tensor for tensor in plan.tensors} if plan is not None else {}
+    known = [i for i, t in enumerate(report.tensors) if t.name in plans or t.stored_flips]
     shown = []
-    for number, tensor in enumerate(sorted(known, key=weight, reverse=True)[:_CODES_SHOWN], 1):
-        cells = (
-            f"Read-out of {tensor.name} against its weights, with the mean and spread under the designed flip rates; "
-            "below it which bits of the stored word are one."
-        )
-        flips = f"How far one flipped bit moves the weights of {tensor.name}, plane by plane, beside two's complement."
-        shown.append(
-            _Code(
-                where[tensor.name],
-                Markup(code_plots.cells_svg(tensor, plan.fault_model, f"cells-{number}", cells)),
-                Markup(code_plots.flips_svg(tensor, f"flips-{number}", flips)),
+    for number, index in enumerate(sorted(known, key=weight, reverse=True)[:_CODES_SHOWN], 1):
+        tensor, cells, flips = report.tensors[index], None, None
+        if plan is not None and tensor.name in plans:
+            alt = (
+                f"Read-out of {tensor.name} against its weights, with the mean and spread under the designed flip "
+                "rates; below it which bits of the stored word are one."
             )
-        )
+            cells = Markup(code_plots.cells_svg(plans[tensor.name], plan.fault_model, f"cells-{number}", alt))
+        if tensor.stored_flips:
+            alt = (
+                f"How far one flipped bit moves the weights of {tensor.name}, plane by plane, beside two's complement. "
+                "The table of planes has the same."
+            )
+            flips = Markup(code_plots.flips_svg(tensor, f"flips-{number}", alt))
+        shown.append(_Code(index, cells, flips))
     return shown

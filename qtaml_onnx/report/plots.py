@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from qtaml_onnx.physics import format_duration
+from qtaml_onnx.report.axes import metric_axis
 from qtaml_onnx.report.drawing import COLOUR, WIDTH, add_boxes, add_legend, drawing, new_axes, new_figure, to_svg
 from qtaml_onnx.report.schema import EvaluationResult, TensorSection
 from qtaml_onnx.report.text import format_percent, format_rate, format_significant, has_interval, shorten, visible
 
-__all__ = ["MAP_ROWS", "map_groups", "protection_svg", "sweep_svg", "variants_svg"]
+__all__ = ["MAP_ROWS", "differences_svg", "map_groups", "protection_svg", "sweep_svg", "variants_svg"]
 
 MAP_ROWS = 40
 """Rows of the protection map; more tensors than that share rows."""
@@ -22,60 +24,103 @@ _MARKER = {"clean": "D", "quantized": "^", "unprotected": "s", "hardened": "o"}
 _LINE = {"unprotected": (0, (4, 2)), "hardened": "solid"}
 
 
-def sweep_svg(results: Sequence[EvaluationResult], designed: float, metric: str, description: str) -> str:
-    """The metric against the flip rate, a band for each interval, the clean level, the designed rate marked.
+def sweep_svg(
+    sweep: Sequence[EvaluationResult],
+    campaign: Sequence[EvaluationResult],
+    designed: float | None,
+    metric: str,
+    share: bool,
+    description: str,
+    *,
+    over: Literal["rate", "time"] = "rate",
+    name: str | None = None,
+) -> str:
+    """The metric against the flip rate or the retention time, with bands, the clean level and the design marked.
 
     Args:
-        results: All variants; those with faults at two rates above 0 or more.
-        designed: Largest designed rate of a plane.
+        sweep: All variants; those with faults at two places on the axis or more.
+        campaign: Results of the campaign on all samples, drawn as points beside the lines of the sweep.
+        designed: Largest designed rate of a plane, or the designed retention time in seconds; None if not known.
         metric: The axis's label.
+        share: Whether the metric is a share, drawn from 0 to 100 %.
         description: Alternative text.
+        over: What the axis is.
+        name: Identifier in the page, if there are several such pictures.
     """
-    faulty = [r for r in results if r.variant in _LINE and r.flip_rate > 0]
-    rates = sorted({r.flip_rate for r in faulty})
-    logarithmic = rates[-1] > 5 * rates[0]
-    with drawing("sweep"):
+    place = _rate if over == "rate" else _time
+    faulty = [r for r in sweep if r.variant in _LINE and place(r) > 0]
+    measured = [r for r in campaign if r.variant in _LINE and place(r) > 0]
+    steps = sorted({place(r) for r in faulty})
+    edges = sorted({*steps, *map(place, measured), *([designed] if designed else [])})
+    logarithmic = edges[-1] > 5 * edges[0]
+    name = name or ("sweep" if over == "rate" else "retention")
+    with drawing(name):
         figure = new_figure(266)
         axes = new_axes(figure, 42, 50, 306, 166)
         for variant in ("clean", "quantized"):
-            for result in [r for r in results if r.variant == variant][:1]:
+            for result in [r for r in sweep if r.variant == variant][:1]:
                 style: object = (0, (1, 2)) if variant == "quantized" else (0, (6, 2, 1, 2))
-                axes.axhspan(result.ci_low, result.ci_high, color=COLOUR[variant], alpha=0.12, linewidth=0)
+                low, high = _ends(result)
+                axes.axhspan(low, high, color=COLOUR[variant], alpha=0.12, linewidth=0)
                 axes.axhline(result.mean, color=COLOUR[variant], linestyle=style, linewidth=1.2, label=variant)
         for variant, line in _LINE.items():
-            points = sorted((r for r in faulty if r.variant == variant), key=lambda r: (r.flip_rate, r.label or ""))
-            if not points:
-                continue
-            x = [p.flip_rate for p in points]
-            colour = COLOUR[variant]
-            low, high = zip(*map(_ends, points), strict=True)
-            axes.fill_between(x, low, high, color=colour, alpha=0.22, linewidth=0)
-            axes.plot(
-                x, [p.mean for p in points], color=colour, linestyle=line, marker=_MARKER[variant], markersize=4,
-                linewidth=1.6, label=variant,
-            )  # fmt: skip
+            points = sorted((r for r in faulty if r.variant == variant), key=lambda r: (place(r), r.label or ""))
+            if points:
+                _draw_sweep(axes, variant, line, [place(p) for p in points], points)
+            beside = [r for r in measured if r.variant == variant]
+            _draw_campaign(axes, variant, [place(r) for r in beside], beside)
         if logarithmic:
             axes.set_xscale("log")
-        edges = [*rates, designed] if designed > 0 else rates
-        pad = (max(edges) / min(edges)) ** 0.06 if logarithmic else 1.0
-        slack = 0.0 if logarithmic else 0.06 * (max(edges) - min(edges))
-        axes.set_xlim(min(edges) / pad - slack, max(edges) * pad + slack)
-        if designed > 0:
+        pad = (edges[-1] / edges[0]) ** 0.06 if logarithmic else 1.0
+        slack = 0.0 if logarithmic else 0.06 * (edges[-1] - edges[0]) or 0.5 * edges[0]
+        axes.set_xlim(edges[0] / pad - slack, edges[-1] * pad + slack)
+        if designed:
             axes.axvline(designed, color=COLOUR["ink"], linewidth=1, linestyle=(0, (2, 2)))
-            place = float(axes.transAxes.inverted().transform(axes.transData.transform((designed, 0)))[0])
-            side = "right" if place > 0.75 else "left" if place < 0.25 else "center"
+            at = float(axes.transAxes.inverted().transform(axes.transData.transform((designed, 0)))[0])
+            side = "right" if at > 0.75 else "left" if at < 0.25 else "center"
             axes.text(
                 designed, 1.03, "designed for", transform=axes.get_xaxis_transform(), ha=side, va="bottom", size=8
             )
-        _rate_ticks(axes, rates, {r.flip_rate: r.label for r in faulty if r.label})
-        axes.set_ylim(0, 1.01)
-        _percent_ticks(axes, "y")
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
-        axes.set_xlabel("flip rate of a stored bit" + (", logarithmic" if logarithmic else ""))
+        metric_axis(axes, share)
+        if over == "rate":
+            _ticks(axes, steps, {r.flip_rate: r.label for r in faulty if r.label}, format_rate)
+            axes.set_xlabel("flip rate of a stored bit" + (", logarithmic" if logarithmic else ""))
+        else:
+            _ticks(axes, steps, {}, format_duration)
+            axes.set_xlabel("retention time" + (", logarithmic" if logarithmic else ""))
         figure.text(0.01, 0.99, visible(metric), va="top")
         add_legend(figure, ncols=4, top=0.945)
-        return to_svg(figure, "sweep", "Accuracy against flip rate", description)
+        what = "flip rate" if over == "rate" else "retention time"
+        return to_svg(figure, name, f"Accuracy against {what}", description)
+
+
+def _rate(result: EvaluationResult) -> float:
+    return result.flip_rate
+
+
+def _time(result: EvaluationResult) -> float:
+    return result.retention_s or 0.0
+
+
+def _draw_sweep(axes: Axes, variant: str, line: object, x: Sequence[float], points: Sequence[EvaluationResult]) -> None:
+    low, high = zip(*map(_ends, points), strict=True)
+    axes.fill_between(x, low, high, color=COLOUR[variant], alpha=0.22, linewidth=0)
+    axes.plot(
+        x, [p.mean for p in points], color=COLOUR[variant], linestyle=line, marker=_MARKER[variant], markersize=4,
+        linewidth=1.6, label=variant,
+    )  # fmt: skip
+
+
+def _draw_campaign(axes: Axes, variant: str, x: Sequence[float], points: Sequence[EvaluationResult]) -> None:
+    """Rings with their intervals: the campaign on all samples and trials."""
+    if not points:
+        return
+    low, high = zip(*map(_ends, points), strict=True)
+    axes.vlines(x, low, high, color=COLOUR[variant], linewidth=1.6)
+    axes.plot(
+        x, [p.mean for p in points], linestyle="none", marker=_MARKER[variant], markersize=9, markerfacecolor="none",
+        markeredgecolor=COLOUR[variant], markeredgewidth=1.4,
+    )  # fmt: skip
 
 
 def _ends(result: EvaluationResult) -> tuple[float, float]:
@@ -85,26 +130,21 @@ def _ends(result: EvaluationResult) -> tuple[float, float]:
     return result.mean, result.mean
 
 
-def _percent_ticks(axes: Axes, axis: Literal["x", "y"]) -> None:
-    ticks = [0, 0.25, 0.5, 0.75, 1]
-    (axes.set_xticks if axis == "x" else axes.set_yticks)(ticks, [f"{100 * tick:g} %" for tick in ticks])
-
-
-def _rate_ticks(axes: Axes, rates: Sequence[float], labels: dict[float, str]) -> None:
-    """A tick at each measured rate that has room, with the condition that it stands for where there are few."""
+def _ticks(axes: Axes, steps: Sequence[float], labels: dict[float, str], write: Callable[[float], str]) -> None:
+    """A tick at each measured step that has room, with the condition that it stands for where there are few."""
     chosen: list[tuple[float, float]] = []
-    named = bool(labels) and len(rates) <= 5 and all(len(text) <= 12 for text in labels.values())
-    room = 0.19 if named else 0.09
-    for rate in rates:
-        place = float(axes.transAxes.inverted().transform(axes.transData.transform((rate, 0)))[0])
+    named = bool(labels) and len(steps) <= 5 and all(len(text) <= 12 for text in labels.values())
+    room = 0.19 if named else 0.12
+    for step in steps:
+        place = float(axes.transAxes.inverted().transform(axes.transData.transform((step, 0)))[0])
         if not chosen or place - chosen[-1][1] >= room:
-            chosen.append((rate, place))
-    texts = [format_rate(r) + (f"\n{visible(labels.get(r, ''))}" if named else "") for r, _ in chosen]
+            chosen.append((step, place))
+    texts = [write(r) + (f"\n{visible(labels.get(r, ''))}" if named else "") for r, _ in chosen]
     axes.minorticks_off()
     axes.set_xticks([r for r, _ in chosen], texts)
 
 
-def variants_svg(results: Sequence[EvaluationResult], metric: str, description: str) -> str:
+def variants_svg(results: Sequence[EvaluationResult], metric: str, share: bool, description: str) -> str:
     """A dot and its interval for each result: what is drawn where there is one rate only."""
     with drawing("variants"):
         figure = new_figure(56 + 24 * len(results))
@@ -121,17 +161,48 @@ def variants_svg(results: Sequence[EvaluationResult], metric: str, description: 
                 solid_capstyle="butt",
             )
             axes.plot([result.mean], [row], color=colour, marker=_MARKER[result.variant], markersize=5)
-            axes.text(1.03, row, format_percent(result.mean), transform=axes.get_yaxis_transform(), va="center")
+            axes.text(
+                1.03,
+                row,
+                (format_percent if share else format_significant)(result.mean),
+                transform=axes.get_yaxis_transform(),
+                va="center",
+            )
             names.append(result.variant + (f" {format_rate(result.flip_rate)}" if result.flip_rate > 0 else ""))
         axes.set_yticks(range(len(results)), names)
         axes.set_ylim(len(results) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlim(0, 1.005)
-        _percent_ticks(axes, "x")
-        axes.grid(axis="x")
-        axes.set_axisbelow(True)
+        metric_axis(axes, share, "x")
         figure.text(0.01, 1 - 4 / (figure.get_figheight() * 72), visible(metric), va="top")
         return to_svg(figure, "variants", "The variants with their intervals", description)
+
+
+def differences_svg(rows: Sequence[tuple[str, str, float, float, float]], share: bool, description: str) -> str:
+    """Differences with their intervals, one below the other, and a line at no difference.
+
+    Args:
+        rows: What is compared, its variant, the difference and the ends of its interval.
+        share: Whether the metric is a share, and differences are points of a hundred.
+        description: Alternative text.
+    """
+    with drawing("differences"):
+        figure = new_figure(44 + 22 * len(rows))
+        axes = new_axes(figure, 128, 8, 224, 22 * len(rows))
+        axes.axvline(0, color=COLOUR["ink"], linewidth=1, linestyle=(0, (2, 2)))
+        for row, (_name, variant, mean, low, high) in enumerate(rows):
+            colour = COLOUR[variant]
+            axes.plot([low, high], [row, row], color=colour, linewidth=5, alpha=0.45, solid_capstyle="butt")
+            axes.plot([mean], [row], color=colour, marker=_MARKER[variant], markersize=5)
+        axes.set_yticks(range(len(rows)), [shorten(visible(name), 24) for name, *_ in rows], size=8)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_formatter(lambda value, _at: f"{100 * value if share else value:+.3g}" if value else "0")
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        axes.set_xlabel("second less first" + (", points" if share else ""), size=8)
+        return to_svg(figure, "differences", "Differences with their intervals", description)
 
 
 def map_groups(tensors: Sequence[TensorSection]) -> list[range]:

@@ -1,4 +1,11 @@
-"""The fields of report.json. Public: adding is free, a change is breaking and noted in CHANGELOG.md."""
+"""The fields of report.json, which are public.
+
+`schema_version` counts up with every release that adds a field; unknown fields are refused, so that a misspelt one is
+noticed. A field that is there keeps its name, type, unit and meaning: what a reader of version n looks at, it finds in
+all later versions. To break that is a breaking change, noted in CHANGELOG.md. This program reads all versions up to its
+own. Version 2 added: the values of the trials, the sweep, the frontier, inference time, the gate, the calibration data,
+hashes of the data, what a flip of each plane does, and what protection costs in a code that exists.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +19,7 @@ from qtaml_onnx.errors import InputError
 from qtaml_onnx.textio import read_text
 
 __all__ = [
+    "SCHEMA_VERSION",
     "Difference",
     "Environment",
     "Evaluation",
@@ -23,7 +31,7 @@ __all__ = [
     "read_report",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 VariantName = Literal["clean", "quantized", "unprotected", "hardened"]
 
@@ -66,6 +74,15 @@ class FaultModelSection(_Section):
     margin: float = Field(1.0, description="factor by which the given rates were multiplied before designing")
 
 
+class NamedCode(_Section):
+    """What the protected bits would cost in a code that exists, where they were taken to be ideal."""
+
+    name: str
+    residual_rate: float = Field(description="rate at which bits under this code still flip")
+    parity_bits: int
+    bits_per_weight: float = Field(description="all in, with this code's parity")
+
+
 class Storage(_Section):
     """The ledger: what is stored, in bits."""
 
@@ -81,6 +98,9 @@ class Storage(_Section):
     protection: str
     small_bits: int = Field(
         0, description="bits of biases, norms, scales and zero points, all copies; 0 where they are taken to be safe"
+    )
+    named_code: NamedCode | None = Field(
+        None, description="the cheapest known code for ideally protected bits; null if there are none, or no such code"
     )
 
 
@@ -99,6 +119,15 @@ class TensorSection(_Section):
     noise_to_signal_db: float | None = Field(
         description="predicted error over the weights' mean square; null for zeros"
     )
+    plain_flips: list[float] = Field(
+        default_factory=list,
+        description="rms change of a weight when one plane of plain two's complement flips, over the weights' rms, "
+        "least significant plane first; empty where not known",
+    )
+    stored_flips: list[float] = Field(
+        default_factory=list, description="the same for the words that are stored and the way they are read"
+    )
+    words_used: int | None = Field(None, description="different words that the tensor's weights are stored as")
 
 
 class SmallTensorSection(_Section):
@@ -133,6 +162,7 @@ class Prediction(_Section):
         description="ours: smallest overhead of Uniform-MSP over that of the method, both at `saturation_level`"
     )
     saturation_level: float | None = Field(None, description="the relative noise energy at which the ratio is taken")
+    saturation_note: str | None = Field(None, description="why there is no ratio")
 
 
 IntervalName = Literal["t", "wilson", "betting", "t-mixture"]
@@ -185,10 +215,14 @@ class EvaluationResult(_Section):
         description="share of samples that are masked, tolerable, critical or detected, against the same model without "
         "faults; null for models without faults",
     )
+    retention_s: float | None = Field(None, description="how long the words are held, in seconds, with a device")
+    values: list[float] = Field(
+        default_factory=list, description="the metric of each trial, in the order of the seeds; empty where not kept"
+    )
 
 
 class MethodResult(_Section):
-    """The metric of another method at the designed rates with no more protected bits, on the same seeds."""
+    """The metric of a method at the designed rates within a budget of protected bits, on the same seeds."""
 
     method: str
     protected_fraction: float
@@ -197,6 +231,16 @@ class MethodResult(_Section):
     ci_low: float
     ci_high: float
     trials: int
+    values: list[float] = Field(default_factory=list, description="the metric of each trial, in the order of the seeds")
+    noise_energy: float | None = Field(None, description="predicted, over the clean outputs' energy")
+
+
+class Sweep(_Section):
+    """The metric around the designed rates, with fewer trials on fewer samples: for a picture, not for a verdict."""
+
+    samples: int
+    trials: int
+    results: list[EvaluationResult]
 
 
 class Evaluation(_Section):
@@ -212,6 +256,42 @@ class Evaluation(_Section):
     comparison: list[MethodResult] = Field(default_factory=list, description="filled by --compare")
     precision: float | None = Field(None, description="half-width at which trials ended; null for a fixed number")
     differences: list[Difference] = Field(default_factory=list, description="paired, at each rate")
+    data_sha256: str | None = Field(None, description="of the names, types, shapes and values of all arrays")
+    sweep: Sweep | None = None
+    frontier: list[MethodResult] = Field(
+        default_factory=list, description="filled by --compare: each method at several budgets, with fewer trials"
+    )
+    frontier_samples: int | None = Field(None, description="samples that the frontier was measured on")
+
+
+class Calibration(_Section):
+    """The samples, without labels, that statistics and sensitivities come from."""
+
+    data: str
+    sha256: str = Field(description="of the names, types, shapes and values of all arrays")
+    samples: int
+
+
+class Inference(_Section):
+    """Wall time of one run in stock onnxruntime, hardened against original; both ran by turns in one process."""
+
+    batch: int
+    runs: int = Field(description="turns; in each both models ran once")
+    threads: int
+    original_ms: float = Field(description="median")
+    hardened_ms: float = Field(description="median")
+    ratio: float = Field(description="median over the turns of hardened over original")
+    ratio_low: float = Field(description="end of the distribution-free interval of that median")
+    ratio_high: float
+    confidence: float = Field(description="exact coverage of the interval, at least what was asked for")
+
+
+class Gate(_Section):
+    """The share of the clean metric that was asked for, and whether it was kept."""
+
+    fail_under: float
+    kept: float = Field(description="least share that is kept at any measured rate up to the designed one")
+    met: bool
 
 
 class Environment(_Section):
@@ -241,6 +321,9 @@ class Report(_Section):
     prediction: Prediction
     evaluation: Evaluation | None
     environment: Environment
+    calibration: Calibration | None = None
+    inference: Inference | None = None
+    gate: Gate | None = None
     warnings: list[str] = Field(default_factory=list)
 
     def to_json(self) -> str:
@@ -278,7 +361,10 @@ def read_report(path: Path) -> Report:
         and isinstance(data.get("schema_version"), int)
         and data["schema_version"] > SCHEMA_VERSION
     ):
-        raise InputError(f"report {path} has schema version {data['schema_version']}; a newer qtaml-onnx reads it")
+        raise InputError(
+            f"report {path} has schema version {data['schema_version']}, this program reads up to {SCHEMA_VERSION}; "
+            "a newer qtaml-onnx reads it"
+        )
     try:
         return Report.model_validate(data)
     except ValidationError as error:

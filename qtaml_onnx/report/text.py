@@ -9,6 +9,7 @@ __all__ = [
     "format_decibel",
     "format_percent",
     "format_rate",
+    "format_ratio",
     "format_share",
     "format_significant",
     "has_interval",
@@ -81,6 +82,11 @@ def format_rate(value: float) -> str:
 def format_percent(value: float) -> str:
     """A metric: percent with one decimal."""
     return _signed(f"{100 * value:.1f}{_SPACE}%")
+
+
+def format_ratio(value: float) -> str:
+    """A ratio near 1: three decimals."""
+    return f"{value:.3f}"
 
 
 def format_share(value: float) -> str:

@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from qtaml_onnx.channel import FloatArray
 from qtaml_onnx.plan import TensorPlan, table_array
+from qtaml_onnx.storage.codes import word_dtype
 
 _Float = TypeVar("_Float", np.float16, np.float32)
 
@@ -22,6 +24,7 @@ __all__ = [
     "factors_of",
     "mean_square",
     "normalise",
+    "read_table",
 ]
 
 _BLOCK = 1 << 22
@@ -145,3 +148,14 @@ def decode_tensor(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.fl
     if plan.form == "integer-table":
         value = value - np.float32(plan.zero_point)
     return np.asarray(value * scale)
+
+
+def read_table(tensor: TensorPlan) -> FloatArray:
+    """The normalised weight that each stored word is read as, float64 [2^bits], in the hardened model's arithmetic.
+
+    Where channels differ in their gain, that of the median channel.
+    """
+    ratio = float(np.median(np.divide(tensor.scales, tensor.weight_scales)))
+    one = tensor.model_copy(update={"scales": (ratio,), "channel_axis": None, "input_scales": None})
+    words = np.arange(1 << tensor.bits, dtype=word_dtype(tensor.bits))
+    return decode_tensor(one, words.view(tensor.words_type.lower())).astype(np.float64)

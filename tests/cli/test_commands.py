@@ -111,7 +111,7 @@ def test_dry_run_decides_and_measures_and_writes_nothing(command: Run, small: Pa
 
 
 def test_same_seed_same_files(command: Run, small: Path, tmp_path: Path) -> None:
-    """Model and plan byte for byte, the report but for its time and command line; another seed, other trials."""
+    """Model and plan byte for byte, the report but for its times and command line; another seed, other trials."""
     base = f"--flip-rate 0.05 {FAST} --eval {small}/eval.npz --calibration {CALIBRATION}"
     command(f"harden {MODEL} -o {tmp_path}/o.onnx {base}")
     command(f"harden {MODEL} -o {tmp_path}/p.onnx {base} --seed 7")
