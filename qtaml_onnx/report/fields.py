@@ -63,6 +63,7 @@ _FORMATS: dict[str, Callable[[Any], str]] = {
     "share": format_share,
     "significant": format_significant,
     "shape": lambda value: " × ".join(map(str, value)) or "scalar",
+    "gate": lambda value: "✓ gate met" if value else "✗ gate failed",
     "yes": lambda value: "yes" if value else "no",
     "planes": lambda value: ", ".join(map(str, sorted(value, reverse=True))) or "none",
 }

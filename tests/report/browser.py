@@ -105,13 +105,16 @@ def check_page(session: Any, page: Path, name: str) -> None:
         assert tables, "no table sorts"
         assert all(table["good"] for table in tables), tables
     assert session.get_log("browser") == []
-    assert _requests(session) == {page.as_uri()}
+    requests = _requests(session, page.as_uri())
+    assert requests == {page.as_uri()}, requests
 
 
-def _requests(session: Any) -> set[str]:
+def _requests(session: Any, page: str) -> set[str]:
+    """What the page asked for, itself included; what the browser does on its own account is not the page's."""
     entries = [json.loads(entry["message"])["message"] for entry in session.get_log("performance")]
-    sent = {e["params"]["request"]["url"] for e in entries if e["method"] == "Network.requestWillBeSent"}
-    return {url for url in sent if not url.startswith("data:")}
+    sent = [e["params"] for e in entries if e["method"] == "Network.requestWillBeSent"]
+    urls = {params["request"]["url"] for params in sent if params["documentURL"] == page}
+    return {url for url in urls if not url.startswith("data:")}
 
 
 def _keep_screenshot(session: Any, name: str, width: int, scheme: str, height: int) -> None:
