@@ -13,12 +13,14 @@ from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.plan import CodeSpec, FaultModel, StoragePlan, TensorPlan
 from qtaml_onnx.report.schema import (
     Calibration,
+    Difference,
     Environment,
     Evaluation,
     EvaluationResult,
     FaultModelSection,
     Gate,
     Inference,
+    IntervalSection,
     LeftOutSection,
     MethodResult,
     NamedCode,
@@ -94,6 +96,12 @@ def tensor(index: int, name: str | None = None, **more: Any) -> TensorSection:
         "words_used": 16 + index,
     }
     return TensorSection.model_validate(values | more)
+
+
+OUTCOMES = {
+    name: IntervalSection(mean=mean, ci_low=mean * 0.9, ci_high=min(1.0, mean * 1.1 + 0.001), interval="t")
+    for name, mean in (("masked", 0.0125), ("tolerable", 0.95123), ("critical", 0.03627), ("detected", 0.0))
+}
 
 
 def evaluation(results: list[EvaluationResult], metric: str = "top-1", **more: Any) -> Evaluation:
@@ -183,6 +191,23 @@ REPORTS: dict[str, Callable[[], Report]] = {
             ],
         ),
         left_out=[],
+    ),
+    "outcomes and differences": lambda: build(
+        evaluation=evaluation(
+            [*ONE_RATE[:-1], ONE_RATE[-1].model_copy(update={"outcomes": OUTCOMES, "stopped": "trials"})],
+            differences=[
+                Difference(
+                    first="unprotected",
+                    second="hardened",
+                    flip_rate=0.1,
+                    mean=0.79914899,
+                    ci_low=0.7801,
+                    ci_high=0.8182,
+                    interval="t",
+                    pairs=20,
+                )
+            ],
+        )
     ),
     "words of many lengths": lambda: build([tensor(i, bits=1 + i, protected_planes=[i]) for i in range(12)]),
     "sweep beside the campaign": lambda: build(
