@@ -8,12 +8,13 @@ from importlib.resources import files
 from math import prod
 
 import numpy as np
+import onnx_ir as ir
 
 from qtaml_onnx.firmware.manifest import ImageTensor, Manifest
 from qtaml_onnx.firmware.parity import BchCoder, Coder, LdpcCoder, ParityCoder, RepetitionCoder, SecDedCoder
 from qtaml_onnx.plan import BiasPlan, TensorPlan
 
-__all__ = ["c_files", "tensor_symbols"]
+__all__ = ["c_files", "model_scales", "tensor_symbols"]
 
 _FORMS = {
     "affine": "QTAML_AFFINE",
@@ -60,6 +61,15 @@ def tensor_symbols(manifest: Manifest) -> list[str]:
         symbol = f"QTAML_TENSOR_{name or number}"
         found.append(symbol if symbol not in found else f"{symbol}_NUMBER_{number}")
     return found
+
+
+def model_scales(tensor: ImageTensor) -> list[float]:
+    """The scales of the read-out as the model holds them: a DequantizeLinear's are of the type of its weights."""
+    plan = tensor.storage
+    scales = np.asarray(plan.scales, np.float32)
+    if plan.form in ("dequantize", "integer-table") and tensor.weight_type != "DOUBLE":
+        scales = scales.astype(ir.DataType[tensor.weight_type].numpy())
+    return [float(scale) for scale in scales]
 
 
 def _header(manifest: Manifest, coder: Coder | None) -> str:
@@ -181,7 +191,7 @@ class _Source:
             str(plan.zero_point),
             *(f"{region.offset}u" for region in (tensor.bulk, tensor.protected, tensor.parity)),
             _float(plan.offset),
-            self._channels(plan, plan.scales, plan.channel_axis, half=False),
+            self._channels(plan, model_scales(tensor), plan.channel_axis, half=False),
             columns,
             table,
             codes,
