@@ -35,14 +35,19 @@ class Reading:
     failed_blocks: int
 
 
+def c_compiler() -> str:
+    """A C compiler; without one the test is skipped."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler: install gcc or clang, or set CC")
+    return compiler
+
+
 class CReader:
     """The C code, compiled once, and with the tables of each image again."""
 
     def __init__(self, folder: Path, flags: list[str]) -> None:
-        compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
-        if compiler is None:
-            pytest.skip("no C compiler: install gcc or clang, or set CC")
-        self._command = [compiler, *WARNINGS, *flags]
+        self._command = [c_compiler(), *WARNINGS, *flags]
         self._folder = folder
         self._objects: dict[str, Path] = {}
         self._programs: dict[Path, Path] = {}
