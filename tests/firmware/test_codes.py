@@ -202,10 +202,10 @@ def test_ldpc_encodes_code_words_and_corrects_them() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "rate", "share"), [("ldpc-3-5", 0.1075, 46 / 800), ("ldpc-3-6", 0.0775, 19 / 800)])
 def test_integer_decoding_fails_as_seldom_as_that_of_the_residual_table(name: str, rate: float, share: float) -> None:
-    """In the waterfall, where a worse decoder would show: 256 words against the simulated share with real messages."""
+    """In the waterfall, where a worse decoder would show: 96 words against the simulated share with real messages."""
     found = coder(name, rate)
-    _wrong, failed, _coder = residual(name, rate, 256 * found.data_bits, seed=4)
-    assert stats.binomtest(failed, 256, share, alternative="greater").pvalue > SIGNIFICANCE
+    _wrong, failed, _coder = residual(name, rate, 96 * found.data_bits, seed=4)
+    assert stats.binomtest(failed, 96, share, alternative="greater").pvalue > SIGNIFICANCE
 
 
 def test_box_plus_is_the_likelihood_of_a_sum_of_bits() -> None:
