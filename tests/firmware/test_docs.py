@@ -30,6 +30,7 @@ def check_alike(printed: str, shown: str) -> None:
         assert float(number) == pytest.approx(float(quoted), rel=0.2, abs=0.03)
 
 
+@pytest.mark.slow  # three runs of the command line
 def test_page_runs_and_prints_what_it_quotes(tmp_path: Path) -> None:
     sys.path.insert(0, str(ROOT / "docs"))
     try:
