@@ -14,6 +14,8 @@ from qtaml_onnx.errors import GateError, InputError, QtamlError
 if TYPE_CHECKING:
     from qtaml_onnx.api import evaluate, inject, inspect, verify
     from qtaml_onnx.channel import FlipRates
+    from qtaml_onnx.firmware.dump import ImportedImage, import_image
+    from qtaml_onnx.firmware.export import export_image
     from qtaml_onnx.hardening import HardenResult, harden
     from qtaml_onnx.options import HardenOptions
     from qtaml_onnx.plan import FaultModel, StoragePlan
@@ -26,12 +28,15 @@ __all__ = [
     "GateError",
     "HardenOptions",
     "HardenResult",
+    "ImportedImage",
     "InputError",
     "QtamlError",
     "StoragePlan",
     "__version__",
     "evaluate",
+    "export_image",
     "harden",
+    "import_image",
     "inject",
     "inspect",
     "verify",
@@ -42,9 +47,12 @@ _HOMES = {
     "FlipRates": "channel",
     "HardenOptions": "options",
     "HardenResult": "hardening",
+    "ImportedImage": "firmware.dump",
     "StoragePlan": "plan",
     "evaluate": "api",
+    "export_image": "firmware.export",
     "harden": "hardening",
+    "import_image": "firmware.dump",
     "inject": "api",
     "inspect": "api",
     "verify": "api",

@@ -105,7 +105,8 @@ def test_python_example(folder: Path) -> None:
 
 def test_tables_list_every_command_and_method() -> None:
     text = README.read_text(encoding="utf-8")
-    commands = {info.callback.__name__ for info in app.registered_commands if info.callback is not None}
+    callbacks = [info.callback for info in app.registered_commands if info.callback is not None]
+    commands = {callback.__name__.replace("_", "-") for callback in callbacks}
     commands |= {str(group.name) for group in app.registered_groups}
     listed = re.findall(r"^\| `([a-z][a-z-]*)", text, flags=re.MULTILINE)
     assert sorted(commands) + sorted(METHODS) == sorted(listed[: len(commands)]) + sorted(listed[len(commands) :])

@@ -14,7 +14,9 @@ import typer
 from qtaml_onnx import __version__
 from qtaml_onnx.cli.device import device_app
 from qtaml_onnx.cli.evaluate import evaluate
+from qtaml_onnx.cli.export_image import export_image
 from qtaml_onnx.cli.harden import harden
+from qtaml_onnx.cli.import_image import import_image
 from qtaml_onnx.cli.inject import inject
 from qtaml_onnx.cli.inspect import inspect
 from qtaml_onnx.cli.report import report
@@ -35,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (harden, inject, evaluate, inspect, verify, report):
+for command in (harden, inject, evaluate, inspect, verify, report, export_image, import_image):
     app.command()(command)
 app.add_typer(device_app, name="device")
 

@@ -1,0 +1,534 @@
+#include "qtaml_readout.h"
+
+#include <float.h>
+#include <string.h>
+
+#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
+#error "weights need plain float arithmetic; on x86 compile with -msse2 -mfpmath=sse"
+#endif
+#ifdef __clang__
+#pragma STDC FP_CONTRACT OFF
+#endif
+
+#define MAX_ERRORS 64 /* of a BCH code: bounds its scratch memory */
+#define LDPC_ROUNDS 200
+#define LDPC_LIMIT 127
+#define LDPC_DEGREE 16
+#define PROTECTED_STREAM 0x9e3779b9u
+#define PARITY_STREAM 0x7f4a7c15u
+
+/* ---- Bits ---------------------------------------------------------------------------------------------------------*/
+
+/* A part of an image. `mask` is 0, or the stream that its bytes are XORed with. */
+typedef struct {
+  uint8_t *bytes;
+  uint64_t offset;
+  uint32_t mask;
+} region;
+
+/* Byte of a fixed pseudo-random stream (the finaliser of MurmurHash3): it makes an asymmetric channel symmetric. */
+static uint8_t mask_byte(uint32_t stream, uint64_t address) {
+  uint32_t x = (uint32_t)(address / 4) ^ stream;
+  x ^= x >> 16;
+  x *= 0x85ebca6bu;
+  x ^= x >> 13;
+  x *= 0xc2b2ae35u;
+  x ^= x >> 16;
+  return (uint8_t)(x >> (8 * (address % 4)));
+}
+
+static unsigned get_bit(const region *from, uint64_t bit) {
+  uint64_t address = from->offset + bit / 8;
+  uint8_t byte = from->bytes[address];
+  if (from->mask) byte ^= mask_byte(from->mask, address);
+  return (unsigned)byte >> (bit % 8) & 1u;
+}
+
+static void flip_bit(const region *in, uint64_t bit) {
+  uint64_t address = in->offset + bit / 8;
+  in->bytes[address] = (uint8_t)(in->bytes[address] ^ 1u << (bit % 8));
+}
+
+static region protected_region(const qtaml_model *model, const qtaml_tensor *tensor, const qtaml_image *image) {
+  region found;
+  found.bytes = image->protected_bits;
+  found.offset = tensor->protected_offset;
+  found.mask = model->code->scheme == QTAML_PLAIN ? 0 : PROTECTED_STREAM;
+  return found;
+}
+
+static region parity_region(const qtaml_tensor *tensor, const qtaml_image *image) {
+  region found;
+  found.bytes = image->parity;
+  found.offset = tensor->parity_offset;
+  found.mask = PARITY_STREAM;
+  return found;
+}
+
+/* ---- Codes --------------------------------------------------------------------------------------------------------*/
+
+/* One code word: `data` of its data bits are stored, the rest are zeros that nobody keeps. */
+typedef struct {
+  const qtaml_code *code;
+  region protected_bits;
+  region parity;
+  uint64_t data_start;
+  uint64_t parity_start;
+  uint32_t data;
+} block;
+
+static unsigned data_bit(const block *b, uint32_t i) { return get_bit(&b->protected_bits, b->data_start + i); }
+static unsigned parity_bit(const block *b, uint32_t i) { return get_bit(&b->parity, b->parity_start + i); }
+static void flip_data(const block *b, uint32_t i) { flip_bit(&b->protected_bits, b->data_start + i); }
+static void flip_parity(const block *b, uint32_t i) { flip_bit(&b->parity, b->parity_start + i); }
+
+static void correct_repetition(const qtaml_code *code, const region *bits, const region *copies, uint64_t size,
+                               qtaml_corrections *done) {
+  uint64_t i;
+  uint32_t copy;
+  for (i = 0; i < size; i++) {
+    unsigned stored = get_bit(bits, i), ones = stored, majority;
+    for (copy = 0; copy + 1 < code->copies; copy++) ones += get_bit(copies, copy * size + i);
+    majority = 2 * ones > code->copies;
+    if (stored != majority) {
+      flip_bit(bits, i);
+      done->corrected_bits++;
+    }
+    for (copy = 0; copy + 1 < code->copies; copy++) {
+      if (get_bit(copies, copy * size + i) != majority) {
+        flip_bit(copies, copy * size + i);
+        done->corrected_bits++;
+      }
+    }
+  }
+}
+
+static void correct_secded(const block *b, qtaml_corrections *done) {
+  const qtaml_code *code = b->code;
+  unsigned syndrome = 0;
+  uint32_t i;
+  for (i = 0; i < b->data; i++)
+    if (data_bit(b, i)) syndrome ^= code->columns[i];
+  for (i = 0; i < code->parity_bits; i++)
+    if (parity_bit(b, i)) syndrome ^= code->columns[code->data_bits + i];
+  if (!syndrome) return;
+  for (i = 0; i < code->data_bits + code->parity_bits; i++) {
+    if (code->columns[i] != syndrome) continue;
+    if (i >= b->data && i < code->data_bits) break; /* a bit that is not stored cannot be wrong */
+    if (i < code->data_bits)
+      flip_data(b, i);
+    else
+      flip_parity(b, i - code->data_bits);
+    done->corrected_bits++;
+    return;
+  }
+  done->failed_blocks++;
+}
+
+static unsigned gf_times(const qtaml_code *code, unsigned a, unsigned b) {
+  return a && b ? code->power[((uint32_t)code->log[a] + code->log[b]) % code->order] : 0;
+}
+
+static unsigned gf_over(const qtaml_code *code, unsigned a, unsigned b) {
+  return a ? code->power[((uint32_t)code->log[a] + code->order - code->log[b]) % code->order] : 0;
+}
+
+/* Whether any of the syndromes S_1 ... S_2t differs from zero. Powers of alpha: parity bit i at i, data behind. */
+static int bch_syndromes(const block *b, uint16_t *syndromes) {
+  const qtaml_code *code = b->code;
+  uint32_t i, j, any = 0, length = code->roots + b->data;
+  memset(syndromes, 0, (2 * code->errors + 1) * sizeof *syndromes);
+  for (i = 0; i < length; i++) {
+    uint32_t index = i, step = 2 * i % code->order;
+    if (!(i < code->roots ? parity_bit(b, i) : data_bit(b, i - code->roots))) continue;
+    for (j = 1; j < 2 * code->errors; j += 2) {
+      syndromes[j] ^= code->power[index];
+      index += step;
+      if (index >= code->order) index -= code->order;
+    }
+  }
+  for (j = 1; j <= code->errors; j++) {
+    any |= syndromes[j];
+    syndromes[2 * j] = (uint16_t)gf_times(code, syndromes[j], syndromes[j]);
+  }
+  for (; j <= 2 * code->errors; j++) any |= syndromes[j];
+  return any != 0;
+}
+
+/* Berlekamp and Massey: the shortest recurrence of the syndromes. Its length, of which more than t is a failure. */
+static uint32_t bch_locator(const qtaml_code *code, const uint16_t *syndromes, uint16_t *locator) {
+  uint16_t before[2 * MAX_ERRORS + 2], kept[2 * MAX_ERRORS + 2];
+  uint32_t length = 0, gap = 1, n, i, room = 2 * code->errors + 1;
+  unsigned last = 1;
+  memset(locator, 0, room * sizeof *locator);
+  memset(before, 0, sizeof before);
+  locator[0] = before[0] = 1;
+  for (n = 0; n < 2 * code->errors; n++) {
+    unsigned discrepancy = syndromes[n + 1], factor;
+    for (i = 1; i <= length; i++) discrepancy ^= gf_times(code, locator[i], syndromes[n + 1 - i]);
+    if (!discrepancy) {
+      gap++;
+      continue;
+    }
+    factor = gf_over(code, discrepancy, last);
+    memcpy(kept, locator, room * sizeof *locator);
+    for (i = gap; i < room; i++) locator[i] = (uint16_t)(locator[i] ^ gf_times(code, factor, before[i - gap]));
+    if (2 * length > n) {
+      gap++;
+      continue;
+    }
+    length = n + 1 - length;
+    memcpy(before, kept, room * sizeof *locator);
+    last = discrepancy;
+    gap = 1;
+  }
+  return length;
+}
+
+static void correct_bch(const block *b, qtaml_corrections *done) {
+  const qtaml_code *code = b->code;
+  uint16_t syndromes[2 * MAX_ERRORS + 2], locator[2 * MAX_ERRORS + 2];
+  uint32_t position[MAX_ERRORS];
+  uint32_t length, found = 0, i, j, size = code->roots + b->data;
+  if (!bch_syndromes(b, syndromes)) return;
+  length = bch_locator(code, syndromes, locator);
+  if (length <= code->errors) {
+    for (i = 0; i < size && found < length; i++) { /* Chien: is alpha^-i a root? */
+      uint32_t inverse = (code->order - i) % code->order, index = 0;
+      unsigned value = 0;
+      for (j = 0; j <= length; j++) {
+        if (locator[j]) value ^= code->power[((uint32_t)code->log[locator[j]] + index) % code->order];
+        index = (index + inverse) % code->order;
+      }
+      if (!value) position[found++] = i;
+    }
+  }
+  if (length > code->errors || found != length) {
+    done->failed_blocks++;
+    return;
+  }
+  for (i = 0; i < found; i++) {
+    if (position[i] < code->roots)
+      flip_parity(b, position[i]);
+    else
+      flip_data(b, position[i] - code->roots);
+  }
+  done->corrected_bits += found;
+}
+
+static int parity_fails(const block *b) {
+  unsigned sum = parity_bit(b, 0);
+  uint32_t i;
+  for (i = 0; i < b->data; i++) sum ^= data_bit(b, i);
+  return sum != 0;
+}
+
+/* 8 ln(1 + exp(-x / 8)), rounded. */
+static const uint8_t ldpc_correction[] = {6, 5, 5, 4, 4, 3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0};
+
+static int clip(int value) {
+  return value > LDPC_LIMIT ? LDPC_LIMIT : value < -LDPC_LIMIT ? -LDPC_LIMIT : value;
+}
+
+static int correction(int x) {
+  x = x < 0 ? -x : x;
+  return x < (int)sizeof ldpc_correction ? ldpc_correction[x] : 0;
+}
+
+/* Log-likelihood ratio of the sum of two bits (Hu et al., IEEE GLOBECOM 2001), in eighths. */
+static int box_plus(int a, int b) {
+  int x = a < 0 ? -a : a, y = b < 0 ? -b : b, least = x < y ? x : y;
+  return clip(((a < 0) != (b < 0) ? -least : least) + correction(a + b) - correction(a - b));
+}
+
+/* Sum-product decoding of integer messages: `totals` of variables, `messages` from checks to variables. */
+static void correct_ldpc(const block *b, int16_t *totals, int8_t *messages, qtaml_corrections *done) {
+  const qtaml_code *code = b->code;
+  uint32_t length = code->data_bits + code->parity_bits, degree = code->check_degree, round, i, j, open = 0;
+  memset(messages, 0, (size_t)code->parity_bits * degree);
+  for (round = 0; round <= LDPC_ROUNDS; round++) {
+    for (i = 0; i < length; i++) {
+      int bit = i < b->data ? (int)data_bit(b, i) : i < code->data_bits ? 2 : (int)parity_bit(b, i - code->data_bits);
+      totals[i] = (int16_t)(bit == 2 ? LDPC_LIMIT : bit ? -code->prior : code->prior);
+    }
+    for (i = 0; i < code->parity_bits * degree; i++) {
+      uint16_t variable = code->checks[i];
+      totals[variable] = (int16_t)(totals[variable] + messages[i]);
+    }
+    for (i = 0, open = 0; i < code->parity_bits && !open; i++)
+      for (j = 0; j < degree; j++) open ^= totals[code->checks[i * degree + j]] < 0;
+    if (!open || round == LDPC_ROUNDS) break;
+    for (i = 0; i < code->parity_bits; i++) {
+      const uint16_t *variables = code->checks + (size_t)i * degree;
+      int8_t *to = messages + (size_t)i * degree;
+      int in[LDPC_DEGREE], behind[LDPC_DEGREE], front = 0;
+      for (j = 0; j < degree; j++) in[j] = clip(totals[variables[j]] - to[j]);
+      behind[degree - 1] = in[degree - 1];
+      for (j = degree - 1; j-- > 1;) behind[j] = box_plus(in[j], behind[j + 1]);
+      for (j = 0; j < degree; j++) {
+        if (j == 0)
+          to[j] = (int8_t)behind[1];
+        else
+          to[j] = (int8_t)(j + 1 < degree ? box_plus(front, behind[j + 1]) : front);
+        front = j == 0 ? in[0] : box_plus(front, in[j]);
+      }
+    }
+  }
+  done->failed_blocks += open;
+  for (i = 0; i < length; i++) {
+    unsigned decided = totals[i] < 0;
+    if (i < b->data ? data_bit(b, i) != decided : i >= code->data_bits && parity_bit(b, i - code->data_bits) != decided) {
+      if (i < b->data)
+        flip_data(b, i);
+      else
+        flip_parity(b, i - code->data_bits);
+      done->corrected_bits++;
+    }
+  }
+}
+
+static block block_of(const qtaml_model *model, const qtaml_tensor *tensor, const qtaml_image *image, uint64_t number) {
+  block b;
+  uint64_t size = (uint64_t)tensor->size * tensor->protected_count;
+  b.code = model->code;
+  b.protected_bits = protected_region(model, tensor, image);
+  b.parity = parity_region(tensor, image);
+  b.data_start = number * b.code->data_bits;
+  b.parity_start = number * b.code->parity_bits;
+  b.data = size - b.data_start < b.code->data_bits ? (uint32_t)(size - b.data_start) : b.code->data_bits;
+  return b;
+}
+
+static const qtaml_tensor *tensor_of(const qtaml_model *model, uint32_t tensor, const qtaml_image *image) {
+  const qtaml_tensor *found;
+  if (!model || !image || model->format_version != QTAML_FORMAT_VERSION || tensor >= model->tensor_count) return NULL;
+  found = &model->tensors[tensor];
+  if (found->size && found->exposed_bits && !image->bulk) return NULL;
+  if (found->size && found->protected_count) {
+    if (!image->protected_bits || (model->code->scheme != QTAML_PLAIN && !image->parity)) return NULL;
+  }
+  return found;
+}
+
+qtaml_status qtaml_correct(const qtaml_model *model, uint32_t tensor, const qtaml_image *image, void *workspace,
+                           size_t workspace_bytes, qtaml_corrections *corrections) {
+  const qtaml_tensor *t = tensor_of(model, tensor, image);
+  qtaml_corrections unseen = {0, 0};
+  uint64_t size, start, number = 0;
+  int16_t *totals = (int16_t *)workspace;
+  if (!t) return QTAML_BAD_ARGUMENT;
+  if (!corrections) corrections = &unseen;
+  size = (uint64_t)t->size * t->protected_count;
+  if (model->code->scheme == QTAML_PLAIN || !size) return QTAML_OK;
+  if (model->code->scheme == QTAML_REPETITION) {
+    region bits = protected_region(model, t, image), copies = parity_region(t, image);
+    correct_repetition(model->code, &bits, &copies, size, corrections);
+    return QTAML_OK;
+  }
+  if (model->code->scheme == QTAML_LDPC) {
+    size_t variables = (size_t)model->code->data_bits + model->code->parity_bits;
+    size_t edges = (size_t)model->code->parity_bits * model->code->check_degree;
+    if (!workspace || (uintptr_t)workspace % sizeof(int16_t) || workspace_bytes < 2 * variables + edges)
+      return QTAML_BAD_WORKSPACE;
+  }
+  for (start = 0; start < size; start += model->code->data_bits, number++) {
+    block b = block_of(model, t, image, number);
+    switch (model->code->scheme) {
+      case QTAML_SECDED: correct_secded(&b, corrections); break;
+      case QTAML_BCH: correct_bch(&b, corrections); break;
+      case QTAML_PARITY: corrections->failed_blocks += (unsigned)parity_fails(&b); break;
+      default: correct_ldpc(&b, totals, (int8_t *)(totals + b.code->data_bits + b.code->parity_bits), corrections);
+    }
+  }
+  return QTAML_OK;
+}
+
+/* ---- Words --------------------------------------------------------------------------------------------------------*/
+
+/* Up to 16 bits from a bit position on, least significant first. */
+static uint32_t take_bits(const region *from, uint64_t position, unsigned count) {
+  uint64_t address = from->offset + position / 8, end = from->offset + (position + count + 7) / 8;
+  uint32_t bits = 0;
+  unsigned at = 0;
+  for (; address < end; address++, at += 8) {
+    uint8_t byte = from->bytes[address];
+    if (from->mask) byte ^= mask_byte(from->mask, address);
+    bits |= (uint32_t)byte << at;
+  }
+  return bits >> (position % 8) & ((1u << count) - 1u);
+}
+
+static uint32_t bulk_bits(const qtaml_model *model, const qtaml_tensor *t, const qtaml_image *image, uint32_t index) {
+  uint64_t position = (uint64_t)index * t->exposed_bits;
+  uint64_t address, end;
+  uint32_t bits = 0;
+  unsigned at = 0;
+  if (!t->exposed_bits) return 0;
+  if (model->row_bits) {
+    uint32_t words = model->row_bits / t->exposed_bits; /* a row */
+    position = (uint64_t)(index / words) * model->row_bits + (uint64_t)(index % words) * t->exposed_bits;
+  }
+  address = t->bulk_offset + position / 8;
+  end = t->bulk_offset + (position + t->exposed_bits + 7u) / 8;
+  for (; address < end; address++, at += 8) bits |= (uint32_t)image->bulk[address] << at;
+  return bits >> (position % 8) & ((1u << t->exposed_bits) - 1u);
+}
+
+static uint16_t read_word(const qtaml_model *model, const qtaml_tensor *t, const qtaml_image *image, uint32_t index) {
+  uint32_t exposed = bulk_bits(model, t, image, index), safe, word = 0;
+  region bits;
+  unsigned plane;
+  if (!t->protected_count) return (uint16_t)exposed;
+  bits = protected_region(model, t, image);
+  safe = take_bits(&bits, (uint64_t)index * t->protected_count, t->protected_count);
+  if (model->code->scheme == QTAML_PARITY) {
+    uint64_t first = (uint64_t)index * t->protected_count, last = first + t->protected_count - 1u, number;
+    for (number = first / model->code->data_bits; number <= last / model->code->data_bits; number++) {
+      block b = block_of(model, t, image, number);
+      if (parity_fails(&b)) return t->null_word;
+    }
+  }
+  for (plane = 0; plane < t->bits; plane++) {
+    uint32_t *from = t->protected_planes >> plane & 1u ? &safe : &exposed;
+    word |= (*from & 1u) << plane;
+    *from >>= 1;
+  }
+  return (uint16_t)word;
+}
+
+/* ---- Weights ------------------------------------------------------------------------------------------------------*/
+
+static uint32_t bits_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+static float float_of(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+float qtaml_from_half(uint16_t half) {
+  uint32_t sign = (uint32_t)(half & 0x8000u) << 16, exponent = half >> 10 & 31u, fraction = half & 1023u;
+  if (exponent == 31) return float_of(sign | 0x7f800000u | fraction << 13);
+  if (exponent) return float_of(sign | (exponent + 112) << 23 | fraction << 13);
+  if (sign) return -((float)fraction * 0x1p-24f);
+  return (float)fraction * 0x1p-24f;
+}
+
+uint16_t qtaml_to_half(float value) {
+  uint32_t bits = bits_of(value), sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
+  if (size > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
+  if (size >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* 65520 and more */
+  if (size < 0x38800000u) { /* below 2^-14: the sum with 1/2 rounds to multiples of 2^-24 */
+    return (uint16_t)(sign | (bits_of(float_of(size) + 0.5f) - 0x3f000000u));
+  }
+  return (uint16_t)(sign | (size - 0x38000000u + 0xfffu + (size >> 13 & 1u)) >> 13);
+}
+
+uint16_t qtaml_to_bfloat16(float value) {
+  uint32_t bits = bits_of(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16 | 0x40u);
+  return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+static float rounded(float value, unsigned type) {
+  if (type == QTAML_FLOAT16) return qtaml_from_half(qtaml_to_half(value));
+  if (type == QTAML_BFLOAT16) return float_of((uint32_t)qtaml_to_bfloat16(value) << 16);
+  return value;
+}
+
+static float number(const qtaml_numbers *numbers, uint32_t index) {
+  return numbers->half ? qtaml_from_half(numbers->half[index]) : numbers->single[index];
+}
+
+static float channel(const qtaml_channels *channels, uint32_t element) {
+  return number(&channels->values, element / channels->inner % channels->count);
+}
+
+static int signed_word(const qtaml_tensor *t, uint16_t word) {
+  return t->is_signed && word >> (t->bits - 1) ? (int)word - (1 << t->bits) : (int)word;
+}
+
+static float read_weight(const qtaml_model *model, const qtaml_tensor *t, const qtaml_image *image, uint32_t index) {
+  uint16_t word = read_word(model, t, image, index);
+  float scale = channel(&t->scales, index), value;
+  if (t->input_scales.count) scale = scale * channel(&t->input_scales, index);
+  switch (t->form) {
+    case QTAML_AFFINE: value = (float)signed_word(t, word) - t->offset; break;
+    case QTAML_TABLE: value = number(&t->table, word); break;
+    case QTAML_DEQUANTIZE: value = (float)(signed_word(t, word) - t->zero_point); break;
+    default: value = (float)(t->codes[word] - t->zero_point);
+  }
+  return rounded(value * scale, t->type);
+}
+
+static int in_range(const qtaml_tensor *t, uint32_t first, uint32_t count) {
+  return t && first <= t->size && count <= t->size - first;
+}
+
+qtaml_status qtaml_read_words(const qtaml_model *model, uint32_t tensor, const qtaml_image *image, uint32_t first,
+                              uint32_t count, uint16_t *words) {
+  const qtaml_tensor *t = tensor_of(model, tensor, image);
+  uint32_t i;
+  if (!in_range(t, first, count) || (count && !words)) return QTAML_BAD_ARGUMENT;
+  for (i = 0; i < count; i++) words[i] = read_word(model, t, image, first + i);
+  return QTAML_OK;
+}
+
+qtaml_status qtaml_read_weights(const qtaml_model *model, uint32_t tensor, const qtaml_image *image, uint32_t first,
+                                uint32_t count, float *weights) {
+  const qtaml_tensor *t = tensor_of(model, tensor, image);
+  uint32_t i;
+  if (!in_range(t, first, count) || (count && !weights)) return QTAML_BAD_ARGUMENT;
+  for (i = 0; i < count; i++) weights[i] = read_weight(model, t, image, first + i);
+  return QTAML_OK;
+}
+
+qtaml_status qtaml_read_codes(const qtaml_model *model, uint32_t tensor, const qtaml_image *image, uint32_t first,
+                              uint32_t count, int16_t *codes) {
+  const qtaml_tensor *t = tensor_of(model, tensor, image);
+  uint32_t i;
+  if (!in_range(t, first, count) || (count && !codes)) return QTAML_BAD_ARGUMENT;
+  if (t->form != QTAML_DEQUANTIZE && t->form != QTAML_INTEGER_TABLE) return QTAML_NOT_INTEGER;
+  for (i = 0; i < count; i++) {
+    uint16_t word = read_word(model, t, image, first + i);
+    codes[i] = t->form == QTAML_DEQUANTIZE ? (int16_t)signed_word(t, word) : t->codes[word];
+  }
+  return QTAML_OK;
+}
+
+qtaml_status qtaml_read_bias(const qtaml_model *model, uint32_t tensor, const qtaml_image *image, float *bias) {
+  const qtaml_tensor *t = tensor_of(model, tensor, image);
+  const qtaml_bias *plan;
+  uint32_t output, outer, j;
+  if (!t || !bias) return QTAML_BAD_ARGUMENT;
+  plan = t->bias;
+  if (!plan) return QTAML_NO_BIAS;
+  for (output = 0; output < plan->outputs; output++) {
+    double sum = 0.0;
+    for (outer = 0; outer < t->size / plan->outputs / plan->inner; outer++) {
+      for (j = 0; j < plan->inner; j++) {
+        uint32_t i = (outer * plan->outputs + output) * plan->inner + j;
+        uint32_t mean = i / plan->group_size * plan->means + i / plan->mean_inner % plan->means;
+        float term = read_weight(model, t, image, i) * qtaml_from_half(plan->mean_input[mean]);
+        if (plan->coverage) term = term * qtaml_from_half(plan->coverage[i % plan->taps]);
+        sum += (double)term;
+      }
+    }
+    bias[output] = rounded(plan->target[output] - (float)sum, t->type);
+  }
+  return QTAML_OK;
+}
+
+uint32_t qtaml_crc32(uint32_t crc, const uint8_t *data, size_t size) {
+  unsigned bit;
+  crc = ~crc;
+  while (size--) {
+    crc ^= *data++;
+    for (bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (crc & 1u ? 0xedb88320u : 0u);
+  }
+  return ~crc;
+}

@@ -1,0 +1,97 @@
+/* Reads an image with the shipped C code and writes everything that the code gives, for a test to compare.
+ * Usage: dump_weights DIR OUT. OUT gets, a tensor: words (uint16), weights (float), codes (int16) of an integer tensor,
+ * bias (float) where it corrects itself; and at the end corrected bits and failed blocks (uint64). */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "qtaml_model.h"
+
+static uint8_t *load(const char *folder, const char *name, size_t size) {
+  char path[4096];
+  uint8_t *data = NULL;
+  FILE *file;
+  if (!size) return NULL;
+  snprintf(path, sizeof path, "%s/%s", folder, name);
+  file = fopen(path, "rb");
+  data = malloc(size);
+  if (!file || !data || fread(data, 1, size, file) != size) exit(3);
+  fclose(file);
+  return data;
+}
+
+static void save(const void *data, size_t size, size_t count, FILE *file) {
+  if (count && fwrite(data, size, count, file) != count) exit(4);
+}
+
+int main(int argc, char **argv) {
+  const qtaml_model *model = &qtaml_stored_model;
+  qtaml_image image, as_written;
+  qtaml_corrections done = {0, 0}, again = {0, 0};
+  void *workspace = QTAML_WORKSPACE_BYTES ? malloc(QTAML_WORKSPACE_BYTES) : NULL;
+  FILE *out;
+  uint32_t t;
+  if (argc != 3) return 2;
+  image.bulk = load(argv[1], "bulk.bin", QTAML_BULK_BYTES);
+  image.protected_bits = load(argv[1], "protected.bin", QTAML_PROTECTED_BYTES);
+  image.parity = load(argv[1], "parity.bin", QTAML_PARITY_BYTES);
+  as_written = image;
+  out = fopen(argv[2], "wb");
+  if (!out) return 5;
+  for (t = 0; t < model->tensor_count; t++) {
+    const qtaml_tensor *tensor = &model->tensors[t];
+    size_t room = tensor->size ? tensor->size : 1;
+    uint16_t *words = malloc(room * sizeof *words);
+    float *weights = malloc(room * sizeof *weights);
+    int16_t *codes = malloc(room * sizeof *codes);
+    uint32_t half = tensor->size / 2;
+    uint64_t failed = done.failed_blocks;
+    if (!words || !weights || !codes) return 6;
+    if (qtaml_correct(model, t, &image, workspace, QTAML_WORKSPACE_BYTES, &done) != QTAML_OK) return 7;
+    if (failed == done.failed_blocks) { /* nothing failed: a second pass has nothing to do */
+      if (qtaml_correct(model, t, &image, workspace, QTAML_WORKSPACE_BYTES, &again) != QTAML_OK) return 7;
+      if (again.corrected_bits || again.failed_blocks) return 8;
+    }
+    /* in two parts, so that a range that starts in the middle is read as well */
+    if (qtaml_read_words(model, t, &image, 0, half, words) != QTAML_OK) return 9;
+    if (qtaml_read_words(model, t, &image, half, tensor->size - half, words + half) != QTAML_OK) return 9;
+    if (qtaml_read_weights(model, t, &image, 0, half, weights) != QTAML_OK) return 10;
+    if (qtaml_read_weights(model, t, &image, half, tensor->size - half, weights + half) != QTAML_OK) return 10;
+    save(words, sizeof *words, tensor->size, out);
+    save(weights, sizeof *weights, tensor->size, out);
+    if (tensor->form == QTAML_DEQUANTIZE || tensor->form == QTAML_INTEGER_TABLE) {
+      if (qtaml_read_codes(model, t, &image, 0, tensor->size, codes) != QTAML_OK) return 11;
+      save(codes, sizeof *codes, tensor->size, out);
+    } else if (qtaml_read_codes(model, t, &image, 0, tensor->size, codes) != QTAML_NOT_INTEGER) {
+      return 12;
+    }
+    if (tensor->bias) {
+      float *bias = malloc(tensor->bias->outputs * sizeof *bias);
+      if (!bias || qtaml_read_bias(model, t, &image, bias) != QTAML_OK) return 13;
+      save(bias, sizeof *bias, tensor->bias->outputs, out);
+      free(bias);
+    } else if (qtaml_read_bias(model, t, &image, weights) != QTAML_NO_BIAS) {
+      return 14;
+    }
+    /* what must be refused */
+    if (qtaml_read_words(model, t, &image, 1, tensor->size, words) != QTAML_BAD_ARGUMENT) return 15;
+    if (tensor->size && qtaml_read_weights(model, t, &image, 0, tensor->size, NULL) != QTAML_BAD_ARGUMENT) return 16;
+    free(words);
+    free(weights);
+    free(codes);
+  }
+  if (qtaml_read_words(model, model->tensor_count, &image, 0, 0, NULL) != QTAML_BAD_ARGUMENT) return 17;
+  if (as_written.bulk != image.bulk) return 18;
+  if (QTAML_WORKSPACE_BYTES &&
+      qtaml_correct(model, 0, &image, workspace, QTAML_WORKSPACE_BYTES - 1, NULL) == QTAML_OK &&
+      model->tensors[0].protected_count)
+    return 19;
+  save(&done.corrected_bits, sizeof done.corrected_bits, 1, out);
+  save(&done.failed_blocks, sizeof done.failed_blocks, 1, out);
+  fclose(out);
+  free((void *)(uintptr_t)image.bulk);
+  free(image.protected_bits);
+  free(image.parity);
+  free(workspace);
+  return 0;
+}

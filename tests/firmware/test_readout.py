@@ -1,0 +1,321 @@
+"""The C reader against the ONNX read-out: equal bit for bit, with and without faults."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from c_reader import CReader, Reading, exported, flip
+from layer_models import LAYERS
+from numpy.typing import NDArray
+from onnx import TensorProto
+from small_models import CASES, OUT, Case, X, matmul, model, normal
+from stored_models import Stored, run, source_model, store
+
+from qtaml_onnx import import_image
+from qtaml_onnx.calibrate import calibrate_layers
+from qtaml_onnx.channel import FlipRates
+from qtaml_onnx.data import Dataset
+from qtaml_onnx.firmware.c_tables import model_scales
+from qtaml_onnx.firmware.manifest import Manifest, read_manifest
+from qtaml_onnx.hardening import carry_out
+from qtaml_onnx.methods import METHODS
+from qtaml_onnx.plan import FaultModel, StoragePlan
+from qtaml_onnx.planner import Planner, prepare
+from qtaml_onnx.storage.tensor import decode_tensor
+
+Array = NDArray[Any]
+
+QUICK = (
+    "conv-float16",
+    "conv-depthwise",
+    "gather-bfloat16",
+    "gemm-double",
+    "matmul-batched",
+    "matmul-vector",
+    "odd-names",
+    "empty",
+    "function-constant",
+    "int8-zero-point",
+    "int8-channels",
+    "int8-half-scale",
+    "uint8-zero-point",
+)
+METHODS_OF_READ_OUT = ("channel-optimized", "tac", "none")
+
+
+def read_in_onnxruntime(proto: onnx.ModelProto, case: Case, plan: StoragePlan) -> dict[str, Array]:
+    """The weights that onnxruntime computes at load, of the tensors whose read-out is in the main graph."""
+    makers = {output: node for node in proto.graph.node for output in node.output}
+    readers = {name: node for node in proto.graph.node for name in node.input}
+    wanted: dict[str, str] = {}
+    for tensor in plan.tensors:
+        value = tensor.words_name
+        if tensor.form in ("affine", "table"):
+            if tensor.name in makers and tensor.dtype != "BFLOAT16":  # whose arrays onnxruntime does not hand out
+                wanted[tensor.name] = tensor.name
+            continue
+        while value in readers and readers[value].op_type != "DequantizeLinear":
+            value = readers[value].output[0]
+        if value in readers:
+            wanted[tensor.name] = readers[value].output[0]
+    probed = onnx.ModelProto()
+    probed.CopyFrom(proto)
+    inferred = {info.name: info for info in onnx.shape_inference.infer_shapes(proto).graph.value_info}
+    kept = {output.name for output in proto.graph.output}
+    probed.graph.output.extend(inferred[name] for name in wanted.values() if name not in kept)
+    names = [output.name for output in probed.graph.output]
+    found = dict(zip(names, run(probed, case.feeds), strict=True)) if wanted else {}
+    return {tensor: found[value] for tensor, value in wanted.items()}
+
+
+def check(reading: Reading, manifest: Manifest, image: Path, hardened: Path, case: Case | None) -> int:
+    """Compares with the imported model; gives how many tensors onnxruntime itself was asked for."""
+    imported = import_image(image, hardened)
+    assert reading.corrected_bits == imported.corrected_bits
+    assert reading.failed_blocks == imported.failed_blocks
+    words = {str(v.name): v.const_value.numpy() for v in constants(imported.model)}
+    seen = read_in_onnxruntime(ir.to_proto(imported.model), case, imported.plan) if case is not None else {}
+    for number, tensor in enumerate(manifest.tensors):
+        plan = tensor.storage
+        stored = words[plan.words_name]
+        np.testing.assert_array_equal(reading.words[number], stored.view(f"u{stored.itemsize}"))
+        dtype = {"FLOAT": np.float32, "DOUBLE": np.float64, "FLOAT16": np.float16}.get(tensor.weight_type)
+        as_held = plan.model_copy(update={"scales": tuple(model_scales(tensor))})
+        expected = decode_tensor(as_held, stored)
+        if dtype is None:
+            import ml_dtypes
+
+            expected = expected.astype(ml_dtypes.bfloat16)
+        else:
+            expected = expected.astype(dtype)
+        same_bits(reading.weights[number], expected.astype(np.float32))
+        if plan.name in seen:
+            assert seen[plan.name].dtype == expected.dtype
+            same_bits(reading.weights[number], seen[plan.name].astype(np.float32))
+        codes = reading.codes[number]
+        if codes is not None:
+            table = np.asarray(plan.table, np.int16)[stored] if plan.form == "integer-table" else stored
+            np.testing.assert_array_equal(codes, table)
+    return len(seen)
+
+
+def constants(loaded: ir.Model) -> list[ir.Value]:
+    graphs = [loaded.graph, *(f.graph for f in loaded.functions.values())]
+    found = [value for graph in graphs for value in graph.initializers.values()]
+    for graph in graphs:
+        for node in graph.all_nodes():
+            found += [value for sub in node.graph.initializers.values() if (value := sub) not in found]
+            found += [
+                output for output in node.outputs if node.op_type == "Constant" and output.const_value is not None
+            ]
+    return [value for value in found if value.const_value is not None]
+
+
+def same_bits(got: Array, wanted: Array) -> None:
+    assert got.shape == wanted.shape
+    np.testing.assert_array_equal(got.view(np.uint32), np.ascontiguousarray(wanted).view(np.uint32))
+
+
+def compare(name: str, method: str, folder: Path, reader: CReader, row_bits: int = 0) -> int:
+    case = CASES[name]()
+    stored = store(case.model, method, 0.05)
+    if not stored.plan.tensors:
+        pytest.skip("nothing in this model is hardened")
+    hardened, image = exported(stored, folder, row_bits)
+    manifest = read_manifest(image)
+    asked = check(reader.read(image), manifest, image, hardened, case)
+    flip(image, 0.1)
+    check(reader.read(image), manifest, image, hardened, case)
+    return asked
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_weights_equal_the_onnx_read_out(name: str, tmp_path: Path, sanitized_reader: CReader) -> None:
+    asked = compare(name, "channel-optimized", tmp_path, sanitized_reader)
+    assert asked or name.startswith("function") or name in ("gather-bfloat16",)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS_OF_READ_OUT)
+@pytest.mark.parametrize("name", CASES)
+def test_weights_of_every_model_equal_the_onnx_read_out(
+    name: str, method: str, tmp_path: Path, c_reader: CReader
+) -> None:
+    compare(name, method, tmp_path, c_reader, row_bits=24 if method == "tac" else 0)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 5, 9, 11, 12])
+@pytest.mark.parametrize("row_bits", [0, 40])
+def test_other_word_lengths(bits: int, row_bits: int, tmp_path: Path, sanitized_reader: CReader) -> None:
+    """Tables of half and of single precision, words across bytes, rows with bits to spare."""
+    case = CASES["gemm"]()
+    rates = FlipRates.uniform(0.01, 12)
+    source = source_model(case.model)
+    planner = Planner(source, prepare(source), FaultModel(p01=rates.p01, p10=rates.p10), bits=bits)
+    method = "channel-optimized" if bits < 8 else "posterior-mean"  # the design of long codes takes its time
+    plan = planner.within_budget(METHODS[method], 0.2)
+    stored = Stored(source, plan, *carry_out(source, plan))
+    hardened, image = exported(stored, tmp_path, row_bits)
+    manifest = read_manifest(image)
+    assert [t.storage.bits for t in manifest.tensors] == [bits] * len(plan.tensors)
+    assert check(sanitized_reader.read(image), manifest, image, hardened, case)
+    flip(image, 0.2)
+    assert check(sanitized_reader.read(image), manifest, image, hardened, case)
+
+
+SCHEMES = {
+    "ideal": 0.05,
+    "robust-4-0.001": 0.05,
+    "repetition-3": 0.08,
+    "repetition-7": 0.2,
+    "secded-72-64": 0.02,
+    "secded-22-16": 0.05,
+    "parity-8": 0.03,
+    "parity-64": 0.02,
+    "bch-15-7-2": 0.1,
+    "bch-127-64-10": 0.07,
+    "bch-200-100-4": 0.02,
+    "bch-511-421-10": 0.02,
+    "ldpc-3-4": 0.15,
+}
+
+
+def protected(name: str, folder: Path, row_bits: int = 0) -> tuple[Path, Path]:
+    """A hardened model with many protected planes, and its image."""
+    case = CASES["conv-depthwise"]() if name.startswith("ldpc") else None
+    weights = {"W": normal(6, 4, seed=1)}
+    proto = case.model if case else model([matmul(), *extra()], [X], [OUT], {**weights, "V": normal(4, 90, seed=2)})
+    source = source_model(proto)
+    rates = FlipRates.asymmetric(0.06, 0.02, 8)
+    planner = Planner(source, prepare(source), FaultModel(p01=rates.p01, p10=rates.p10), bits=8, protection=name)
+    plan = planner.within_budget(METHODS["uniform-msp"], 0.5)
+    assert plan.protected_bits
+    stored = Stored(source, plan, *carry_out(source, plan))
+    hardened, image = exported(stored, folder, row_bits)
+    parity = sum(tensor.parity.bits for tensor in read_manifest(image).tensors)
+    assert parity == (0 if name.startswith(("ideal", "robust")) else plan.parity_bits)
+    return hardened, image
+
+
+def extra() -> list[onnx.NodeProto]:
+    """A second weight, so that a second tensor's code words start anew."""
+    return [onnx.helper.make_node("MatMul", ["y", "V"], ["z"]), onnx.helper.make_node("Relu", ["z"], ["unused"])]
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_codes_correct_alike(name: str, tmp_path: Path, sanitized_reader: CReader) -> None:
+    """The C decoder and the Python one give the same words and counts, where the code is overwhelmed as well."""
+    hardened, image = protected(name, tmp_path, row_bits=16 if name == "bch-15-7-2" else 0)
+    manifest = read_manifest(image)
+    clean = shutil.copytree(image, tmp_path / "clean")
+    reading = sanitized_reader.read(image)
+    assert (reading.corrected_bits, reading.failed_blocks) == (0, 0)
+    check(reading, manifest, image, hardened, None)
+    corrected = failed = 0
+    for seed, factor in enumerate((0.3, 1.0, 3.0)):
+        shutil.copytree(clean, image, dirs_exist_ok=True)
+        flip(image, SCHEMES[name] * factor / 2, SCHEMES[name] * factor, seed)
+        reading = sanitized_reader.read(image)
+        check(reading, manifest, image, hardened, None)
+        corrected, failed = corrected + reading.corrected_bits, failed + reading.failed_blocks
+    assert (corrected > 0) == (not name.startswith(("ideal", "robust", "parity")))
+    assert (failed > 0) == name.startswith(("secded", "parity", "bch", "ldpc"))
+
+
+def test_a_wrong_parity_reads_as_the_word_nearest_to_zero(tmp_path: Path, c_reader: CReader) -> None:
+    hardened, image = protected("parity-8", tmp_path)
+    manifest = read_manifest(image)
+    clean = c_reader.read(image)
+    data = bytearray((image / "protected.bin").read_bytes())
+    data[0] ^= 1  # the first protected bit of the first word: eight bits a block, four of a word
+    (image / "protected.bin").write_bytes(data)
+    reading = c_reader.read(image)
+    plan, null = manifest.tensors[0].storage, manifest.tensors[0].null_word
+    assert len(plan.protected_planes) == 4
+    assert (reading.words[0].ravel()[:2] == null).all()
+    np.testing.assert_array_equal(reading.words[0].ravel()[2:], clean.words[0].ravel()[2:])
+    everything = decode_tensor(
+        plan.model_copy(update={"scales": (1.0,), "channel_axis": None}), np.arange(256, dtype=np.uint8).view(np.int8)
+    )
+    assert abs(everything[null]) == np.abs(everything).min()
+    assert import_image(image, hardened).failed_blocks == 1
+
+
+@pytest.mark.parametrize("name", ["ldpc-3-5", "ldpc-3-6"])
+@pytest.mark.slow
+def test_the_other_long_codes_correct_alike(name: str, tmp_path: Path, c_reader: CReader) -> None:
+    hardened, image = protected(name, tmp_path)
+    for rate in (0.06, 0.12):
+        flip(image, rate)
+        check(c_reader.read(image), read_manifest(image), image, hardened, None)
+
+
+def biased(name: str, folder: Path, dtype: type[np.generic]) -> tuple[Stored, Path, Path]:
+    case = LAYERS[name]
+    source = source_model(case.build(dtype=dtype))
+    rates = FlipRates.uniform(0.05, 8)
+    planner = Planner(source, prepare(source), FaultModel(p01=rates.p01, p10=rates.p10))
+    planner.find_layers()
+    data = Dataset({"x": case.samples().astype(dtype)}, None, False, None, "tests")
+    planner.use_statistics(calibrate_layers(source.model, list(planner.layers.values()), data), correct_biases=True)
+    plan = planner.within_budget(METHODS["channel-optimized"], 0)
+    assert plan.tensors[0].bias is not None
+    stored = Stored(source, plan, *carry_out(source, plan))
+    return stored, *exported(stored, folder)
+
+
+FEW_LAYERS = ("conv-pads", "conv-groups", "conv-depthwise-twice", "transposed-pads", "gemm-transposed", "matmul")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("name", FEW_LAYERS)
+def test_bias_corrects_itself_alike(name: str, dtype: Any, tmp_path: Path, sanitized_reader: CReader) -> None:
+    check_bias(name, dtype, tmp_path, sanitized_reader)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_bias_corrects_itself_alike(name: str, tmp_path: Path, c_reader: CReader) -> None:
+    check_bias(name, np.float32, tmp_path, c_reader)
+
+
+def check_bias(name: str, dtype: Any, folder: Path, reader: CReader) -> None:
+    """The bias from the weights as read is onnxruntime's, but for the rounding of its float32 sum.
+
+    A sum of n float32 terms in any order is off by at most (n − 1) 2^−24 Σ|term|; the difference from the target by
+    half a unit of each more, and that of a model in half precision by its rounding, where it may fall to either side.
+    """
+    stored, hardened, image = biased(name, folder, dtype)
+    flip(image, 0.1)
+    reading = reader.read(image)
+    imported = import_image(image, hardened)
+    proto = ir.to_proto(imported.model)
+    plan = stored.plan.tensors[0]
+    bias = plan.bias
+    assert bias is not None
+    last = next(node for node in proto.graph.node if "y" in node.output)
+    used = last.input[2] if last.op_type != "Add" else next(i for i in last.input if i.startswith("W.bias"))
+    kind = TensorProto.FLOAT if dtype == np.float32 else TensorProto.FLOAT16
+    proto.graph.output.append(onnx.helper.make_tensor_value_info(used, kind, [len(bias.target)]))
+    theirs = run(proto, {"x": LAYERS[name].samples().astype(dtype)})[-1].astype(np.float64)
+    ours = reading.biases[0]
+    assert ours is not None
+    weights = reading.weights[0].astype(np.float64)
+    terms = weights.reshape(bias.grouped_shape or plan.shape) * np.reshape(bias.mean_input, bias.mean_shape)
+    terms = terms * (1.0 if bias.coverage is None else np.reshape(bias.coverage, bias.coverage_shape))
+    size = np.abs(terms).sum(axis=bias.summed_axes).ravel()
+    exact = np.asarray(bias.target) - terms.sum(axis=bias.summed_axes).ravel()
+    count = terms.size // size.size
+    bound = 2.0**-24 * ((count + 3) * size + np.abs(bias.target) + np.abs(exact))
+    if dtype == np.float16:
+        bound = bound + 2.0**-10 * np.abs(exact)
+    assert (np.abs(ours - theirs) <= bound).all()
+    assert (np.abs(ours - exact) <= 2.0**-24 * (4 * size + np.abs(exact)) + (bound if dtype == np.float16 else 0)).all()
+    change = np.abs(exact - (0 if LAYERS[name].biases is None else np.ravel(LAYERS[name].biases)))
+    assert change.max() > 100 * bound.max() or dtype == np.float16  # the faults are there, and the bias follows them
