@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.fault_pattern import FaultPattern
 from qtaml_onnx.graph import Owner, graphs_of
 from qtaml_onnx.modelio import FAULT_DOMAIN
 from qtaml_onnx.passes._graph import Carrier, NameTable, add_constant, add_input, insert_at_start
@@ -37,14 +38,18 @@ class InjectFaults(ir.passes.InPlacePass):
         plan: The plan that stored them.
         rates: Default flip rates, at least as many planes as the longest word has.
         seed: Default seed.
+        pattern: The kind of fault and the planes that it reaches.
     """
 
-    def __init__(self, plan: StoragePlan, rates: FlipRates | None = None, seed: int = 0) -> None:
-        """Takes the plan and the defaults; the rates are the plan's own unless given."""
+    def __init__(
+        self, plan: StoragePlan, rates: FlipRates | None = None, seed: int = 0, pattern: FaultPattern | None = None
+    ) -> None:
+        """Takes the plan and the defaults; the rates are the plan's own unless given, the flips independent."""
         super().__init__()
         self.plan = plan
         self.rates = rates or plan.fault_model.rates
         self.seed = seed
+        self.pattern = pattern or FaultPattern()
 
     @property
     def _residual_share(self) -> NDArray[np.float32]:
@@ -62,6 +67,12 @@ class InjectFaults(ir.passes.InPlacePass):
         """Rewrites in place; raises InputError if the words of a tensor are missing or the model is instrumented."""
         if SEED_INPUT in model.graph.initializers:
             raise InputError("the model is instrumented already; remove its faults first")
+        self.pattern.check_width(max(tensor.bits for tensor in self.plan.tensors))
+        if self.pattern.kind == "burst" and self.plan.residual_rate:
+            raise InputError(
+                "what the plan's protection leaves of bursts is not known: its residual rate is that of independent"
+                " flips; take --kind independent, or a plan with ideal protection"
+            )
         words = stored_words(model)
         names = NameTable(model)
         allow_defaults(model)
@@ -79,7 +90,7 @@ class InjectFaults(ir.passes.InPlacePass):
                 root.opset_imports[DOMAIN] = 1
             inner_seed, inner_rates = carrier.into(owner, seed), carrier.into(owner, rates)
             uses = list(value.uses())
-            nodes = [_fault_node(tensor, value, inner_seed, inner_rates, tensor.exposed_planes, tensor.stream, names)]
+            nodes = [self._node(tensor, value, inner_seed, inner_rates, tensor.exposed_planes, tensor.stream, names)]
             if self.plan.residual_rate and tensor.protected_planes:
                 share = add_constant(model, owner, names.fresh(f"{tensor.name}.residual_share"), self._residual_share)
                 residual = ir.node("MatMul", [share, inner_rates], name=names.fresh(f"{tensor.name}.residual"))
@@ -89,7 +100,7 @@ class InjectFaults(ir.passes.InPlacePass):
                 faulty = nodes[0].outputs[0]
                 nodes += [
                     residual,
-                    _fault_node(tensor, faulty, inner_seed, residual.outputs[0], protected, stream, names),
+                    self._node(tensor, faulty, inner_seed, residual.outputs[0], protected, stream, names),
                 ]
             for use in uses:
                 use.node.replace_input_with(use.idx, nodes[-1].outputs[0])
@@ -101,26 +112,27 @@ class InjectFaults(ir.passes.InPlacePass):
         logger.info("inject faults: %d tensors", len(self.plan.tensors))
         return ir.passes.PassResult(model, modified=True)
 
-
-def _fault_node(
-    tensor: TensorPlan,
-    words: ir.Value,
-    seed: ir.Value,
-    rates: ir.Value,
-    planes: int,
-    stream: int,
-    names: NameTable,
-) -> ir.Node:
-    node = ir.node(
-        "FaultInject",
-        [words, seed, rates],
-        {"stream": stream, "bits": tensor.bits, "exposed_planes": planes},
-        domain=DOMAIN,
-        name=names.fresh(f"{tensor.name}.faults"),
-    )
-    node.outputs[0].name = names.fresh(f"{tensor.words_name}.faulty")
-    node.outputs[0].type, node.outputs[0].shape = words.type, words.shape
-    return node
+    def _node(
+        self,
+        tensor: TensorPlan,
+        words: ir.Value,
+        seed: ir.Value,
+        rates: ir.Value,
+        planes: int,
+        stream: int,
+        names: NameTable,
+    ) -> ir.Node:
+        attributes = self.pattern.attributes()
+        node = ir.node(
+            "FaultInject",
+            [words, seed, rates],
+            {"stream": stream, "bits": tensor.bits, "exposed_planes": self.pattern.exposed(planes), **attributes},
+            domain=DOMAIN,
+            name=names.fresh(f"{tensor.name}.faults"),
+        )
+        node.outputs[0].name = names.fresh(f"{tensor.words_name}.faulty")
+        node.outputs[0].type, node.outputs[0].shape = words.type, words.shape
+        return node
 
 
 def stored_words(model: ir.Model) -> dict[str, tuple[Owner, ir.Value]]:

@@ -57,7 +57,9 @@ def burst_flips(
         return flips
     octave = octave_of(float(starts.max()), 0)
     chunk_bits = min(14, 7 + octave)
-    accept_below = np.array([[math.floor(e * 2.0 ** (octave + 50)) for e in pair] for pair in starts], np.uint64)
+    accept_below = np.array(
+        [[math.floor(e * 2.0 ** (octave + 50)) for e in pair] for pair in starts.tolist()], np.uint64
+    )
 
     group_words, row, reach = geometry.interleave, geometry.row_cells, geometry.burst_cells
     cells = -(-source.size // group_words) * group_words * bits
@@ -75,11 +77,12 @@ def burst_flips(
     column = (place % places_of_row)[:, None] - np.arange(reach)  # of every cell that each burst covers
     cell = (place // places_of_row * row)[:, None] + column
     group, within = np.divmod(cell, group_words * bits)
-    plane, in_group = np.divmod(within, group_words)
+    planes, in_group = np.divmod(within, group_words)
     word = group * group_words + in_group
     there = (column >= 0) & (column < row) & (word < source.size)
-    word, plane, level = word[there], plane[there], np.broadcast_to(level[:, None], there.shape)[there]
-    state = source[word] >> plane.astype(source.dtype) & source.dtype.type(1)
-    hit = level < accept_below[plane, state.astype(np.intp)]
-    np.bitwise_or.at(flips, word[hit], (np.uint64(1) << plane[hit].astype(np.uint64)).astype(source.dtype))
+    word, level = word[there], np.broadcast_to(level[:, None], there.shape)[there]
+    of_word = planes[there]
+    state = source[word] >> of_word.astype(source.dtype) & source.dtype.type(1)
+    hit = level < accept_below[of_word, state.astype(np.intp)]
+    np.bitwise_or.at(flips, word[hit], (np.uint64(1) << of_word[hit].astype(np.uint64)).astype(source.dtype))
     return flips
