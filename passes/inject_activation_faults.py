@@ -31,9 +31,17 @@ __all__ = ["INFERENCE_INPUT", "Activation", "InjectActivationFaults", "activatio
 logger = logging.getLogger(__name__)
 
 INFERENCE_INPUT = "qtaml_inference"
+SEED_AND_INFERENCE = "qtaml_seed.inference"
+"""Name of the value that holds both numbers, in the main graph and in functions."""
 _LAYERS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm", "QLinearConv", "QLinearMatMul"})
 _ELEMENTWISE = frozenset(
     {"Add", "Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh"}
+)
+
+_WORDS = frozenset(
+    {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
+    | {ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.UINT16, ir.DataType.INT16, ir.DataType.UINT4, ir.DataType.INT4}
+    | {ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E4M3FNUZ, ir.DataType.FLOAT8E5M2, ir.DataType.FLOAT8E5M2FNUZ}
 )
 
 
@@ -44,22 +52,29 @@ class Activation:
     Attributes:
         owner: The main graph or function that it is in.
         value: The tensor.
-        bits: Of its words.
+        dtype: Its type.
+        shape: Its shape, if known.
         per_sample: Its first axis is the batch, by its shape.
     """
 
     owner: Owner
     value: ir.Value
-    bits: int
+    dtype: ir.DataType
+    shape: ir.Shape | None
     per_sample: bool
+
+    @property
+    def bits(self) -> int:
+        """Of a word."""
+        return word_bits(self.dtype.numpy())
 
 
 def activations(model: ir.Model) -> list[Activation]:
-    """The output tensors of all layers of a model that depend on its inputs, in order; types and shapes are inferred.
+    """The tensors of all layers of a model that depend on its inputs, in order, with types and shapes as inferred.
 
-    Layers whose output type stays unknown, as in model functions, are left out, with a warning.
+    Layers whose output type stays unknown, as in model functions, or is no word type, are left out, with a warning.
     """
-    ShapeInferencePass()(model)
+    inferred = _inferred(model)
     batches = [value.shape[0] for value in model.graph.inputs if not value.is_initializer() and value.shape]
     batches = [batch for batch in batches if isinstance(batch, int) or batch.value is not None]
     found: dict[int, Activation] = {}
@@ -70,12 +85,21 @@ def activations(model: ir.Model) -> list[Activation]:
         if all(_is_fixed(value, fixed) for value in node.inputs if value is not None):
             continue  # part of how weights are read
         value = _as_stored(node.outputs[0], fixed)
-        if value.dtype is None:
-            logger.warning("activation '%s' is left out: its type is not known", value.name)
+        known = isinstance(owner, ir.Graph) and inferred.get(str(value.name))
+        dtype, shape = known or (value.dtype, value.shape)
+        if dtype not in _WORDS:
+            logger.warning("activation '%s' is left out: its type is %s", value.name, dtype or "not known")
             continue
-        batched = value.shape is not None and len(value.shape) > 1 and value.shape[0] in batches
-        found[id(value)] = Activation(owner, value, word_bits(value.dtype.numpy()), batched and owner is model.graph)
+        batched = shape is not None and len(shape) > 1 and shape[0] in batches and value.graph is model.graph
+        found[id(value)] = Activation(owner, value, dtype, shape, batched)
     return list(found.values())
+
+
+def _inferred(model: ir.Model) -> dict[str, tuple[ir.DataType | None, ir.Shape | None]]:
+    """Types and shapes of the values outside of functions, by name; the model is left as it is."""
+    copy = model.clone()
+    ShapeInferencePass()(copy)
+    return {str(value.name): (value.dtype, value.shape) for node in copy.graph.all_nodes() for value in node.outputs}
 
 
 def longest_word(tensors: list[Activation]) -> int:
@@ -184,7 +208,7 @@ class InjectActivationFaults(ir.passes.InPlacePass):
         )
         faulty = node.outputs[0]
         faulty.name = names.fresh(f"{value.name}.faulty")
-        faulty.type, faulty.shape = value.type, value.shape
+        faulty.type, faulty.shape = ir.TensorType(tensor.dtype), tensor.shape
         uses = [use for use in value.uses() if use.node is not node]
         if value.is_graph_output():  # whose name is public
             faulty.name, value.name = value.name, faulty.name
@@ -203,11 +227,9 @@ def _seed_and_inference(model: ir.Model, seed: ir.Value, inference: ir.Value, na
     for scalar in (seed, inference):
         nodes.append(ir.node("Reshape", [scalar, one], name=names.fresh(f"{scalar.name}.vector")))
         nodes[-1].outputs[0].name = names.fresh(f"{scalar.name}.vector")
-    nodes.append(
-        ir.node("Concat", [n.outputs[0] for n in nodes], {"axis": 0}, name=names.fresh("qtaml_seed.inference"))
-    )
+    nodes.append(ir.node("Concat", [n.outputs[0] for n in nodes], {"axis": 0}, name=names.fresh(SEED_AND_INFERENCE)))
     both = nodes[-1].outputs[0]
-    both.name = names.fresh("qtaml_seed.inference")
+    both.name = SEED_AND_INFERENCE
     both.type, both.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([2])
     first = next(iter(model.graph))
     model.graph.insert_before(first, nodes)

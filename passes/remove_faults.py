@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from qtaml_onnx.graph import walk
 from qtaml_onnx.passes._graph import discard
-from qtaml_onnx.passes.inject_activation_faults import INFERENCE_INPUT
+from qtaml_onnx.passes.inject_activation_faults import INFERENCE_INPUT, SEED_AND_INFERENCE
 from qtaml_onnx.passes.inject_faults import DOMAIN, RATES_INPUT, SEED_INPUT
 
 __all__ = ["RemoveFaults"]
@@ -36,6 +36,10 @@ class RemoveFaults(ir.passes.InPlacePass):
                     _remove_unused(value)
                 removed += 1
         if removed:
+            _remove_input(model, SEED_AND_INFERENCE)  # of functions, which it was carried into
+            for node in list(model.graph):
+                if node.outputs[0].name == SEED_AND_INFERENCE:
+                    _remove_unused(node.outputs[0])
             for name in (SEED_INPUT, RATES_INPUT, INFERENCE_INPUT):
                 _remove_input(model, name)
             model.opset_imports.pop(DOMAIN, None)
@@ -51,7 +55,7 @@ def _remove_unused(value: ir.Value | None) -> None:
         return
     producer = value.producer()
     if producer is None:
-        if value.name not in (SEED_INPUT, RATES_INPUT, INFERENCE_INPUT):
+        if not value.is_graph_input():
             discard(value)
         return
     inputs = list(producer.inputs)
