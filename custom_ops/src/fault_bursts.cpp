@@ -24,11 +24,20 @@ struct Part {
     const uint64_t group_cells = burst.interleave * burst.bits;
     const int64_t last = std::min(column + static_cast<int64_t>(burst.burst_cells),
                                   static_cast<int64_t>(burst.row_cells));
-    for (int64_t at = std::max<int64_t>(column, 0); at < last; ++at) {
-      const uint64_t cell = row_start + static_cast<uint64_t>(at), within = cell % group_cells;
-      const uint64_t word = cell / group_cells * burst.interleave + within % burst.interleave;
+    const uint64_t first = static_cast<uint64_t>(std::max<int64_t>(column, 0)), cell = row_start + first;
+    uint64_t group_word = cell / group_cells * burst.interleave;  // the first word of the group
+    uint64_t plane = cell % group_cells / burst.interleave, in_group = cell % group_cells % burst.interleave;
+    for (int64_t at = static_cast<int64_t>(first); at < last; ++at, ++in_group) {
+      if (in_group == burst.interleave) {
+        in_group = 0;
+        if (++plane == burst.bits) {
+          plane = 0;
+          group_word += burst.interleave;
+        }
+      }
+      const uint64_t word = group_word + in_group;
       if (word < begin || word >= end) continue;
-      const uint64_t plane = within / burst.interleave, bit = word * job.plan->width + plane;
+      const uint64_t bit = word * job.plan->width + plane;
       const unsigned state = job.source[bit / 8] >> bit % 8 & 1;
       if (level >= burst.accept_below[plane][state]) continue;
       const unsigned char mask = static_cast<unsigned char>(1u << bit % 8);
