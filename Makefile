@@ -8,7 +8,7 @@ SOURCES := $(shell find qtaml_onnx passes custom_ops -type f ! -path '*/__pycach
 DIGITS := examples/digits
 DEMO_RATE := 0.05
 
-.PHONY: demo test test-slow test-all lint format bench wheel clean
+.PHONY: demo test test-slow test-all lint format bench sanitize wheel clean
 
 demo: $(STAMP)
 	@mkdir -p out
@@ -43,6 +43,14 @@ BENCHMARKS := design injector campaign physics inference overhead
 bench: $(VENV)/.test
 	@mkdir -p out
 	for script in $(BENCHMARKS:%=benchmarks/%.py); do $(BIN)/python $$script --out out/$$(basename $$script .py).json || exit 1; done
+
+# The C++ kernels and the operator, with fuzzed arguments, under the address and undefined-behaviour sanitizers.
+sanitize: | $(VENV)/bin/python
+	command -v cmake >/dev/null || test -x $(BIN)/cmake || $(BIN)/pip install --quiet cmake
+	PATH="$$PATH:$(CURDIR)/$(BIN)" cmake -S custom_ops -B build/sanitize -DCMAKE_BUILD_TYPE=Release -DQTAML_SANITIZE=ON -DQTAML_EXERCISER=ON
+	PATH="$$PATH:$(CURDIR)/$(BIN)" cmake --build build/sanitize
+	build/sanitize/qtaml_exerciser
+	build/sanitize/qtaml_operator_fuzzer
 
 wheel: $(STAMP)
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
