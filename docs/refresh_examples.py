@@ -43,7 +43,8 @@ def refreshed(text: str) -> str:
     """The page with the output of every command as it is today."""
     for command, shown in console_examples(text):
         done = run(command)
-        printed = "\n".join(line.rstrip() for line in (done.stdout + done.stderr).strip().splitlines())
+        said = done.stdout or done.stderr  # an error, or a table whose progress is of no interest
+        printed = "\n".join(line.rstrip() for line in said.strip().splitlines())
         text = text.replace(f"$ {command}\n{shown}\n", f"$ {command}\n{printed}\n", 1)
     return text
 
