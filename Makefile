@@ -8,7 +8,7 @@ SOURCES := $(shell find qtaml_onnx passes custom_ops -type f ! -path '*/__pycach
 DIGITS := examples/digits
 DEMO_RATE := 0.05
 
-.PHONY: demo test test-slow test-all lint format bench wheel clean
+.PHONY: demo test test-slow test-all lint format bench fuzz wheel clean
 
 demo: $(STAMP)
 	@mkdir -p out
@@ -38,11 +38,17 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 
 # ldpc.py is not among them: it makes the table of residual rates that the package ships.
-BENCHMARKS := design injector physics inference overhead
+BENCHMARKS := design injector physics inference overhead size
 
 bench: $(VENV)/.test
 	@mkdir -p out
 	for script in $(BENCHMARKS:%=benchmarks/%.py); do $(BIN)/python $$script --out out/$$(basename $$script .py).json || exit 1; done
+
+# 100,000 damaged files unless told otherwise: make fuzz FUZZ="--inputs 1000000 --jobs 8"
+FUZZ :=
+fuzz: $(VENV)/.test
+	@mkdir -p out
+	$(BIN)/python tests/fuzz/run.py --out out/fuzz.json $(FUZZ)
 
 wheel: $(STAMP)
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -43,6 +43,9 @@ _UNREADABLE = (
     zlib.error,
     tokenize.TokenError,
 )
+_MOST_SYNTHETIC = 1 << 27
+"""Numbers that synthetic samples of an input have at most: 1 GiB while they are drawn."""
+
 _GUESSED_EXTENT = 16
 """Extent of a dynamic axis other than the batch in synthetic inputs."""
 
@@ -257,6 +260,9 @@ def synthetic_dataset(specs: list[InputSpec], samples: int, seed: int, *, runs: 
         samples: Number of samples.
         seed: Of the random numbers.
         runs: Where the model fixes its batch size, no more samples than fit in so many runs.
+
+    Raises:
+        InputError: if an input is so large that they would fill the memory.
     """
     rng = np.random.default_rng(seed)
     batch = _batch(specs)
@@ -267,6 +273,11 @@ def synthetic_dataset(specs: list[InputSpec], samples: int, seed: int, *, runs: 
     for spec in specs:
         inner = tuple(n or _GUESSED_EXTENT for n in (spec.shape or ()))
         shape = (samples, *inner) if one_by_one else (samples, *inner[1:])
+        if math.prod(shape) > _MOST_SYNTHETIC:
+            raise InputError(
+                f"{samples} synthetic samples of graph input '{spec.name}' have {math.prod(shape):.3g} numbers; "
+                "give data of your own"
+            )
         arrays[spec.name] = _random(rng, shape, spec.dtype)
     return Dataset(arrays, None, one_by_one, None if one_by_one else batch, f"synthetic, seed {seed}")
 

@@ -20,7 +20,7 @@ from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import load_model
 from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.planner import Planner, prepare
-from qtaml_onnx.verification import verify_files
+from qtaml_onnx.verification import _same_shape, verify_files
 
 RUNS = [name for name in CASES if name not in {"gather-bfloat16"}]
 
@@ -194,3 +194,72 @@ def test_hardened_models_run_in_stock_onnxruntime(tmp_path: Path) -> None:
     _original, hardened = files(CASES["matmul"]().model, tmp_path)
     session = ort.InferenceSession(str(hardened), float_options(), providers=["CPUExecutionProvider"])
     assert session.run(None, CASES["matmul"]().feeds)[0].shape == (5, 4)
+
+
+OPTIMISERS = {
+    "onnxslim": ("onnxslim", lambda module, proto: module.slim(proto)),
+    "onnxscript": ("onnxscript.optimizer", lambda module, proto: module.optimize(proto)),
+}
+
+
+@pytest.mark.parametrize("name", ["matmul", "conv-float32", "int8-channels"])
+@pytest.mark.parametrize("tool", OPTIMISERS)
+def test_other_tools_undo_hardening_and_that_is_said(tool: str, name: str, tmp_path: Path) -> None:
+    """They compute the weights from the words; what they leave of the plan's metadata must not be believed."""
+    package, optimise = OPTIMISERS[tool]
+    module = pytest.importorskip(package, reason=f"{tool} is not installed: what it undoes is not tested")
+    original, hardened = files(CASES[name]().model, tmp_path)
+    folded = optimise(module, onnx.load(hardened))
+    hardened.write_bytes(folded.SerializeToString())
+    assert {p.key for p in folded.metadata_props} >= {"qtaml_onnx.plan_sha256"}
+    found = failed(hardened, original)
+    assert "are gone: another optimiser folded the read-out; hardening goes last" in found["stored words"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ([None, 6], ["batch", 6], True),  # onnxslim names axes
+        (["batch", 6], ["batch", 6], True),
+        (["batch", 6], ["n", 6], False),
+        (["batch", 6], [1, 6], False),
+        ([None, 6], [4, 6], False),
+        ([2, 6], [None, 6], False),
+        ([None, 6], [None, 6, 1], False),
+    ],
+)
+def test_axes_may_be_named_and_nothing_else(
+    old: list[int | str | None], new: list[int | str | None], same: bool
+) -> None:
+    assert _same_shape(ir.Shape(old), ir.Shape(new)) is same
+
+
+def test_words_that_nothing_reads_are_found(tmp_path: Path) -> None:
+    original, hardened = files(model([matmul()], [X], [OUT], {"W": normal(6, 4)}), tmp_path)
+
+    def bypass(proto: onnx.ModelProto) -> None:
+        proto.graph.initializer.append(numpy_helper.from_array(normal(6, 4), "V"))
+        last = proto.graph.node[-1]
+        last.input[1] = "V"
+        del proto.graph.node[:-1]
+
+    _edit(bypass)(hardened)
+    assert failed(hardened, original) == {"stored words": "nothing reads the stored words of 'W'; harden again"}
+
+
+def test_no_run_leaves_the_run_out(tmp_path: Path) -> None:
+    original, hardened = files(CASES["matmul"]().model, tmp_path)
+    names = [check.name for check in verify_files(hardened, original, run=False)]
+    assert names == ["plan", "standard operators", "interface", "stored words"]
+
+
+def test_too_little_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, hardened = files(CASES["matmul"]().model, tmp_path)
+    monkeypatch.setattr("qtaml_onnx.verification.available_memory", lambda: 100)
+    assert "needs about 0.0 GB of memory" in failed(hardened, original)["equal without faults"]
+
+
+def test_large_models_are_run_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, hardened = files(CASES["conv-float32"]().model, tmp_path)
+    monkeypatch.setattr("qtaml_onnx.verification._IN_MEMORY", 0)
+    assert not failed(hardened, original)
