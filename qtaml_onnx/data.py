@@ -125,12 +125,18 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
     for value in model.graph.inputs:
         if value.is_initializer():
             continue
-        if value.dtype is None or value.dtype == ir.DataType.STRING:
-            raise InputError(f"graph input '{value.name}' is no numeric tensor; such models cannot be evaluated")
+        try:
+            if value.dtype is None or value.dtype == ir.DataType.STRING:
+                raise TypeError
+            dtype = np.dtype(value.dtype.numpy())
+        except TypeError:  # of no type that arrays have
+            raise InputError(
+                f"graph input '{value.name}' is no numeric tensor; such models cannot be evaluated"
+            ) from None
         shape = None
         if value.shape is not None:
             shape = tuple(n if isinstance(n, int) and n > 0 else None for n in value.shape)
-        specs.append(InputSpec(str(value.name), np.dtype(value.dtype.numpy()), shape))
+        specs.append(InputSpec(str(value.name), dtype, shape))
     return specs
 
 

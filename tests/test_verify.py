@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
-from small_models import CASES, OUT, X, matmul, model, normal
+from small_models import CASES, OUT, X, info, matmul, model, normal
 from stored_models import float_options, optimised
 
 from qtaml_onnx.cli import main
@@ -20,6 +20,7 @@ from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import load_model
 from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.planner import Planner, prepare
+from qtaml_onnx.runtime import create_session, run_limited
 from qtaml_onnx.verification import _same_shape, verify_files
 
 RUNS = [name for name in CASES if name not in {"gather-bfloat16"}]
@@ -263,3 +264,19 @@ def test_large_models_are_run_from_files(tmp_path: Path, monkeypatch: pytest.Mon
     original, hardened = files(CASES["conv-float32"]().model, tmp_path)
     monkeypatch.setattr("qtaml_onnx.verification._IN_MEMORY", 0)
     assert not failed(hardened, original)
+
+
+def test_a_loop_without_an_end_is_stopped() -> None:
+    """No trip count, and a condition that stays true."""
+    body = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["c"], ["again"]), onnx.helper.make_node("Identity", ["v"], ["v2"])],
+        "body",
+        [info("i", onnx.TensorProto.INT64), info("c", onnx.TensorProto.BOOL), info("v", onnx.TensorProto.FLOAT, None)],
+        [info("again", onnx.TensorProto.BOOL), info("v2", onnx.TensorProto.FLOAT, None)],
+    )
+    nodes = [onnx.helper.make_node("Loop", ["", "true", "x"], ["y"], body=body)]
+    floats = onnx.TensorProto.FLOAT
+    proto = model(nodes, [info("x", floats, 2)], [info("y", floats, 2)], {"true": np.array(True)})
+    session = create_session(proto)
+    with pytest.raises(InputError, match=r"does not end within 0\.5 s"):
+        run_limited(session, {"x": np.zeros(2, np.float32)}, 0.5)
