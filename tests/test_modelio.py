@@ -385,7 +385,7 @@ def test_large_tensors_are_cut_out_wherever_they_are(tmp_path: Path) -> None:
             [helper.make_node("MatMul", ["h", f"{side}W"], [f"{side}y"])],
             side,
             [],
-            [helper.make_tensor_value_info(f"{side}y", TensorProto.FLOAT, None)],
+            [helper.make_tensor_value_info(f"{side}y", TensorProto.FLOAT, [1, 300])],
             [initializer(f"{side}W", big * (2 + names.index(letter)))],
         )
         for side, letter in (("then", "a"), ("else", "b"))
@@ -395,7 +395,7 @@ def test_large_tensors_are_cut_out_wherever_they_are(tmp_path: Path) -> None:
         helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 300]),
         helper.make_tensor_value_info("flag", TensorProto.BOOL, []),
     ]
-    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 300])]
     proto = model(nodes, inputs, outputs, {"W": big})
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
     assert len(cut_raw_data(memoryview(proto.SerializeToString()), "here", 1 << 16)) < 3000
