@@ -8,7 +8,7 @@ SOURCES := $(shell find qtaml_onnx passes custom_ops -type f ! -path '*/__pycach
 DIGITS := examples/digits
 DEMO_RATE := 0.05
 
-.PHONY: demo test test-slow test-all lint format bench sanitize wheel clean
+.PHONY: demo test test-slow test-all lint format bench sanitize fuzz wheel clean
 
 demo: $(STAMP)
 	@mkdir -p out
@@ -38,7 +38,7 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 
 # ldpc.py is not among them: it makes the table of residual rates that the package ships.
-BENCHMARKS := design injector campaign physics inference overhead
+BENCHMARKS := design injector campaign physics inference overhead size
 
 bench: $(VENV)/.test
 	@mkdir -p out
@@ -51,6 +51,12 @@ sanitize: | $(VENV)/bin/python
 	PATH="$$PATH:$(CURDIR)/$(BIN)" cmake --build build/sanitize
 	build/sanitize/qtaml_exerciser
 	build/sanitize/qtaml_operator_fuzzer
+
+# 100,000 damaged files unless told otherwise: make fuzz FUZZ="--inputs 1000000 --jobs 8"
+FUZZ :=
+fuzz: $(VENV)/.test
+	@mkdir -p out
+	$(BIN)/python tests/fuzz/run.py --out out/fuzz.json $(FUZZ)
 
 wheel: $(STAMP)
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import metadata, resources
@@ -24,10 +25,13 @@ import onnxruntime as ort
 from qtaml_onnx.errors import InputError, QtamlError
 from qtaml_onnx.fault_inject import BurstGeometry, fault_inject
 
-__all__ = ["FORCE_PYTHON_OPS", "create_session", "library_path", "session_options"]
+__all__ = ["FORCE_PYTHON_OPS", "create_session", "library_path", "run_limited", "session_options"]
 
 FORCE_PYTHON_OPS = "QTAML_FORCE_PYTHON_OPS"
 """Environment variable: "1" makes the NumPy twin serve the operators even where the compiled library is present."""
+
+LONGEST_RUN = 600.0
+"""Seconds after which a single run of a model that may be anything is stopped."""
 
 _LIBRARY_NAMES = ("libqtaml_ops.so", "libqtaml_ops.dylib", "qtaml_ops.dll")
 _SERIALIZED_LIMIT = 2**31 - 2**20  # protobuf refuses 2 GiB; the margin covers what serialising adds
@@ -234,6 +238,39 @@ def create_session(
         path = str(Path(folder) / "model.onnx")
         ir.save(ir.from_proto(model), path, external_data="model.data")
         return _session("the model", path, options, providers)
+
+
+def run_limited(session: ort.InferenceSession, feed: dict[str, Any], seconds: float = LONGEST_RUN) -> list[Any]:
+    """All outputs of a session; a run that does not end is stopped.
+
+    onnxruntime does not hear Ctrl-C, and a Loop may run for ever.
+
+    Args:
+        session: The session.
+        feed: Its inputs.
+        seconds: After which the run is stopped.
+
+    Raises:
+        InputError: it was stopped, or onnxruntime refuses the inputs; the message holds its reason.
+    """
+    options = ort.RunOptions()
+    stopped = threading.Event()
+
+    def stop() -> None:
+        stopped.set()
+        options.terminate = True
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        return list(session.run(None, feed, options))
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        if stopped.is_set():
+            raise InputError(f"the model does not end within {seconds:g} s; has it a loop without an end?") from error
+        raise InputError(" ".join(str(error).split())) from error
+    finally:
+        timer.cancel()
 
 
 def _session(
