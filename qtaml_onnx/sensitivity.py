@@ -8,11 +8,13 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from qtaml_onnx.data import Dataset
@@ -20,11 +22,14 @@ from qtaml_onnx.errors import InputError
 from qtaml_onnx.passes.correct_bias import CorrectBias
 from qtaml_onnx.passes.expose_weights import ExposeWeights
 from qtaml_onnx.plan import BiasPlan
-from qtaml_onnx.runtime import create_session, run_limited, session_options
+from qtaml_onnx.segments import Cuts, Values, can_cross, find_cuts
 
 __all__ = ["Sensitivity", "measure_sensitivity"]
 
-_Run = tuple[dict[str, NDArray[np.generic]], int]
+logger = logging.getLogger(__name__)
+
+_Run = tuple[Values, int]
+Rows = dict[str, NDArray[np.float64]]
 
 RELATIVE_NOISE = 0.02
 """Probe noise over the weights' root mean square: small enough for first order, large enough for float32."""
@@ -60,6 +65,7 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Probes every tensor.
 
+    The graph is cut before the operators of some weights: a probe runs what lies behind the last cut before its weight.
     Where the samples take at least as many runs as there are probes, each probe sees a share of them: its noise is new
     anyway, and the mean over samples is as good.
 
@@ -80,56 +86,146 @@ def measure_sensitivity(
     expose = ExposeWeights(list(normalised))
     expose(exposed)
     CorrectBias(biases or {})(exposed)
-    session = create_session(ir.to_proto(exposed), session_options())
-
-    def outputs(run: _Run, weights: dict[str, NDArray[np.generic]]) -> NDArray[np.float64]:
-        inputs, count = run
-        try:
-            values = run_limited(session, {**inputs, **weights})
-        except InputError as error:
-            raise InputError(f"the model does not run on {data.source}: {_short(error)}") from error
-        fed = None if data.one_by_one else len(next(iter(inputs.values())))
-        real = [v for v in values if isinstance(v, np.ndarray) and np.issubdtype(v.dtype, np.floating)]
-        flat = [_rows(value, count, fed) for value in real]
-        return np.concatenate(flat, axis=1) if flat else np.zeros((count, 0))
-
+    exposed.graph.sort()
     runs = list(data.feeds(batch_size))
+    cuts = find_cuts(ir.to_proto(exposed), list(expose.inputs.values()))
+    part = _Part(cuts.suffix(0, {}), data, runs, [{}] * len(runs))
     if not len(data):
         raise InputError("the model has no inputs to feed: sensitivity cannot be measured")
-    clean = [outputs(run, {}) for run in runs]
-    if len({part.shape[1] for part in clean}) != 1:
+    if len({tuple(rows.shape[1] for rows in clean.values()) for clean in part.clean}) != 1:
         raise InputError("the sizes of the model's outputs depend on its inputs: sensitivity cannot be measured")
-    if not all(np.isfinite(part).all() for part in clean):
+    if not all(np.isfinite(rows).all() for clean in part.clean for rows in clean.values()):
         raise InputError(f"the model's outputs on {data.source} are not finite; give other calibration data")
-    shares = [range(len(runs))] * probes if len(runs) < probes else [range(k, len(runs), probes) for k in range(probes)]
+    whole = np.concatenate([_joined(clean, count) for clean, (_, count) in zip(part.clean, runs, strict=True)])
+    names = {source: name for name, source in expose.inputs.items()}
     energy: dict[str, float] = {}
-    rng = np.random.default_rng(seed)
-    for name, (weights, scales) in normalised.items():
-        values = weights.astype(np.float32)
-        units = scales.astype(np.float32)
-        rms = float(np.sqrt(np.mean(np.square(values / units), dtype=np.float64)))
-        epsilon = RELATIVE_NOISE * (rms or 1.0)
-        total, rows = 0.0, 0
-        for share in shares:
-            noisy = rng.standard_normal(weights.shape, dtype=np.float32)
-            noisy *= np.float32(epsilon) * units
-            noisy += values
-            feed = {expose.inputs[name]: noisy.astype(weights.dtype, copy=False)}
-            for number in share:
-                changed = outputs(runs[number], feed)
-                if changed.shape != clean[number].shape:
-                    raise InputError("the sizes of the outputs depend on the weights: sensitivity cannot be measured")
-                total += float(((changed - clean[number]) ** 2).sum())
-                rows += len(changed)
-            progress()
-        energy[name] = total / rows / epsilon**2
-    whole = np.concatenate(clean)
+    for number, members in enumerate(cuts.members):
+        if number:
+            part = _behind(cuts, number, part)
+        for source in members:
+            name = names[source]
+            rng = np.random.default_rng((seed, list(normalised).index(name)))
+            energy[name] = _probe(part, source, *normalised[name], probes, rng, progress)
     centred = whole - whole.mean(axis=0)
     output_energy = float((centred**2).sum(axis=1).mean()) if len(whole) > 1 else float((whole**2).sum())
-    return Sensitivity(energy, output_energy, len(whole), probes)
+    return Sensitivity({name: energy[name] for name in normalised}, output_energy, len(whole), probes)
 
 
-def _rows(value: NDArray[np.floating], count: int, fed: int | None) -> NDArray[np.float64]:
+class _Part:
+    """What lies behind a cut, with the values that cross it and the clean outputs of each run.
+
+    Attributes:
+        cut: Number of the cut.
+        crossing: For each run.
+        clean: Real-valued outputs of each run by name, float64 [samples, numbers].
+    """
+
+    def __init__(
+        self,
+        session: ort.InferenceSession | None,
+        data: Dataset,
+        runs: list[_Run],
+        crossing: list[Values],
+        cut: int = 0,
+        clean: list[Rows] | None = None,
+    ) -> None:
+        self._session = session
+        self._known = set() if session is None else _inputs_of(session)
+        self.data = data
+        self.runs = runs
+        self.crossing = crossing
+        self.cut = cut
+        self.clean = clean or [self.outputs(run, {}) for run in range(len(runs))]
+
+    def feed(self, run: int, known: Set[str]) -> Values:
+        """The inputs of a run that a session knows."""
+        every = {**self.runs[run][0], **self.crossing[run]}
+        return {name: array for name, array in every.items() if name in known}
+
+    def outputs(self, run: int, weights: Values) -> Rows:
+        """The real-valued outputs of a run that are computed here, each sample's in a row."""
+        inputs, count = self.runs[run]
+        if self._session is None:
+            return {}
+        names = [output.name for output in self._session.get_outputs()]
+        values = _run_session(self._session, {**self.feed(run, self._known), **weights}, self.data)
+        fed = None if self.data.one_by_one else len(next(iter(inputs.values())))
+        real = [isinstance(v, np.ndarray) and np.issubdtype(v.dtype, np.floating) for v in values]
+        return {name: _rows(v, count, fed) for name, v, is_real in zip(names, values, real, strict=True) if is_real}
+
+    def change(self, run: int, weights: Values) -> tuple[float, int]:
+        """Squared change of the outputs of a run under other weights, and how many samples it had."""
+        changed, total = self.outputs(run, weights), 0.0
+        for name, rows in changed.items():
+            if rows.shape != self.clean[run][name].shape:
+                raise InputError("the sizes of the outputs depend on the weights: sensitivity cannot be measured")
+            total += float(((rows - self.clean[run][name]) ** 2).sum())
+        return total, self.runs[run][1]
+
+
+def _behind(cuts: Cuts, number: int, before: _Part) -> _Part:
+    """What lies behind a cut; what lay behind an earlier one where values cannot cross this one."""
+    if before.cut != number - 1:
+        return before
+    try:
+        step = cuts.step(number - 1, before.crossing[0])
+        wanted, crossing = cuts.crossing(number), []
+        for run, known in enumerate(before.crossing):
+            values = {name: array for name, array in known.items() if name in wanted}
+            if step is not None:
+                found = _run_session(step, before.feed(run, _inputs_of(step)), before.data)
+                values |= dict(zip((output.name for output in step.get_outputs()), found, strict=True))
+            crossing.append(values)
+            if not can_cross(crossing):
+                return before
+        return _Part(cuts.suffix(number, crossing[0]), before.data, before.runs, crossing, number, before.clean)
+    except InputError as error:  # such as values of a type that Python has not
+        logger.debug("the graph is not cut before node %d: %s", cuts.starts[number], error)
+        return before
+
+
+def _inputs_of(session: ort.InferenceSession) -> set[str]:
+    return {value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())}
+
+
+def _run_session(session: ort.InferenceSession, feed: Values, data: Dataset) -> list[NDArray[np.generic]]:
+    try:
+        return list(session.run(None, feed))
+    except Exception as error:  # onnxruntime raises types of its own, without a common base
+        raise InputError(f"the model does not run on {data.source}: {_short(error)}") from error
+
+
+def _probe(
+    part: _Part,
+    source: str,
+    weights: NDArray[np.floating],
+    scales: NDArray[np.floating],
+    probes: int,
+    rng: np.random.Generator,
+    progress: Callable[[], None],
+) -> float:
+    """Output noise energy a sample for noise of variance 1 in one normalised weight."""
+    runs = len(part.runs)
+    shares = [range(runs)] * probes if runs < probes else [range(k, runs, probes) for k in range(probes)]
+    values = weights.astype(np.float32)
+    units = scales.astype(np.float32)
+    rms = float(np.sqrt(np.mean(np.square(values / units), dtype=np.float64)))
+    epsilon = RELATIVE_NOISE * (rms or 1.0)
+    total, rows = 0.0, 0
+    for share in shares:
+        noisy = rng.standard_normal(weights.shape, dtype=np.float32)
+        noisy *= np.float32(epsilon) * units
+        noisy += values
+        feed: Values = {source: noisy.astype(weights.dtype, copy=False)}
+        for number in share:
+            energy, count = part.change(number, feed)
+            total += energy
+            rows += count
+        progress()
+    return total / rows / epsilon**2
+
+
+def _rows(value: NDArray[np.generic], count: int, fed: int | None) -> NDArray[np.float64]:
     """An output as one row a sample.
 
     Args:
@@ -142,6 +238,11 @@ def _rows(value: NDArray[np.floating], count: int, fed: int | None) -> NDArray[n
     if fed is not None and array.ndim and array.shape[0] == fed:
         return array[:count].reshape(count, -1)
     return np.repeat(array.reshape(1, -1), count, axis=0)
+
+
+def _joined(rows: Rows, count: int) -> NDArray[np.float64]:
+    """All outputs of a sample in one row."""
+    return np.concatenate([np.zeros((count, 0)), *rows.values()], axis=1)
 
 
 def _short(error: Exception) -> str:

@@ -191,6 +191,11 @@ def build_image(source: SourceModel, plan: StoragePlan, rows: Rows) -> tuple[Man
     """
     if not plan.tensors:
         raise InputError(f"{source.path} has no hardened weights; there is nothing to write")
+    if plan.small is not None:
+        raise InputError(
+            f"{source.path} keeps biases, norms and scales as repeated words, which images do not hold yet; "
+            "harden it without --include-small"
+        )
     rate = raw_rate(plan)
     coder = coder_of(scheme(plan.protection), min(rate, 0.5)) if plan.protected_bits else None
     known = stored_words(source.model)
