@@ -216,7 +216,8 @@ def test_bad_rates_are_refused() -> None:
         (lambda: FlipRates.uniform(float("nan"), 8), "outside"),
         (lambda: FlipRates((0.1,), (0.1, 0.2)), "1 planes and p10 has 2"),
         (lambda: FlipRates((), ()), "0 bit planes"),
-        (lambda: FlipRates.uniform(0.1, 17), "17 bit planes"),
+        (lambda: FlipRates.uniform(0.1, 33), "33 bit planes"),
+        (lambda: transition_matrix(FlipRates.uniform(0.1, 17)), "matrix of 17-bit words"),
         (lambda: FlipRates(("a",), (0.1,)), "numbers"),  # type: ignore[arg-type]
         (lambda: good.truncated(5), "5 are needed"),
         (lambda: good.protect([4]), "plane 4"),

@@ -93,6 +93,8 @@ HARDEN = "harden {d}/good.onnx -o {d}/out/o.onnx "
 BAD = "harden {d}/bad.onnx -o {d}/out/o.onnx --flip-rate 0.1"
 NOISE = HARDEN + "--flip-rate 0.1 --method posterior-mean "
 
+INJECT = "inject {d}/good.onnx -o {d}/out/o.onnx --flip-rate 0.1 "
+
 TABLE: dict[str, Bad] = {
     "missing file": Bad("harden {d}/none.onnx -o {d}/out/o.onnx --flip-rate 0.1", ("none.onnx", "no such file")),
     "a folder": Bad("harden {d}/out -o {d}/out/o.onnx --flip-rate 0.1", ("is a folder",)),
@@ -188,6 +190,14 @@ TABLE: dict[str, Bad] = {
     "unknown command": Bad("strengthen {d}/good.onnx", ("strengthen",)),
     "no model": Bad("harden", ("MODEL",)),
     "inject without faults": Bad("inject {d}/good.onnx -o {d}/out/o.onnx", ("--flip-rate",)),
+    "inject unknown kind": Bad(INJECT + "--kind cosmic", ("cosmic", "stuck-at")),
+    "inject burst without geometry": Bad(INJECT + "--kind burst", ("--row-cells",)),
+    "inject long burst": Bad(INJECT + "--kind burst --row-cells 8 --burst-cells 9", ("burst_cells is 9",)),
+    "inject geometry without burst": Bad(INJECT + "--row-cells 8", ("--kind burst",)),
+    "inject plane out of range": Bad(INJECT + "--planes 8", ("plane 8 is out of range",)),
+    "inject planes": Bad(INJECT + "--planes 3-1", ("planes '3-1'",)),
+    "inject unknown place": Bad(INJECT + "--where moon", ("moon",)),
+    "inject activations of bits": Bad(INJECT + "--where activations --bits 4", ("--bits",)),
     "inject suffix": Bad("inject {d}/good.onnx -o {d}/out/o.json --flip-rate 0.1", (".onnx",)),
     "inject bits": Bad("inject {d}/good.onnx -o {d}/out/o.onnx --flip-rate 0.1 --bits 40", ("40",)),
     "inject no bits": Bad("inject {d}/good.onnx -o {d}/out/o.onnx --flip-rate 0.1 --bits 0", ("0",)),
