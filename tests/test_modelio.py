@@ -348,6 +348,7 @@ def two_external(folder: Path, **entries: str) -> Path:
     """Two tensors in one file; the second one's entries changed."""
     proto = model([matmul("A", result="h"), matmul("B", "h")], [X], [OUT], {"A": normal(6, 6), "B": normal(6, 4)})
     convert_model_to_external_data(proto, location="w.bin", size_threshold=0)
+    (folder / "w.bin").unlink(missing_ok=True)  # the library appends
     onnx.save(proto, folder / "m.onnx")
     proto = onnx.load(folder / "m.onnx", load_external_data=False)
     for entry in proto.graph.initializer[1].external_data:

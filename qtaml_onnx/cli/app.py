@@ -64,9 +64,10 @@ def main(args: list[str] | None = None) -> int:
     Returns:
         0 done, 1 a gate was not met, 2 bad input or usage, 130 interrupted.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    if not logging.getLogger().handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_OneLine("%(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -10,6 +10,7 @@ hashes of the data, what a flip of each plane does, and what protection costs in
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -366,7 +367,14 @@ def read_report(path: Path) -> Report:
             "a newer qtaml-onnx reads it"
         )
     try:
-        return Report.model_validate(data)
+        report = Report.model_validate(data)
+        for tensor in report.tensors:
+            if not 1 <= tensor.bits <= 64 or min(tensor.shape, default=1) < 0 or math.prod(tensor.shape) >= 2**48:
+                raise InputError(
+                    f"report {path}: '{tensor.name}' has {tensor.bits}-bit words of shape {tensor.shape}; "
+                    "it was changed by hand, make it again"
+                )
+        return report
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(

@@ -18,6 +18,8 @@ FOUND = [
     ("plan", 32),  # a shape beyond 64 bits
     ("plan", 1055),  # scales that do not fit the shape
     ("report", 33),  # a tensor of 0 planes
+    ("report", 100625),  # words of so many bits that their picture never ends
+    ("harden", 101825),  # an input of no type
     ("harden", 100459),  # an input of 2^62 numbers
 ]
 """Seeds that found defects. A later change of the mutations may make other cases of them."""
