@@ -13,7 +13,9 @@ they run with each batch, and what is fed to them is the same seed and rates.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -37,9 +39,13 @@ _OWNED_BUFFERS = {
 }  # fmt: skip
 """Types of weights that onnxruntime reads from our buffers without a copy; the others are copied into the model."""
 
-_ENTRIES = {"session.qdq_matmulnbits_accuracy_level": "1"}
-"""Integer weights of a MatMul are multiplied as floats: by default their inputs are rounded to 8 bits, an error of 1 %
-that comes and goes with how the weights are held."""
+_ENTRIES = {
+    # Integer weights of a MatMul are multiplied as floats: by default their inputs are rounded to 8 bits, an error of
+    # 1 % that comes and goes with how the weights are held.
+    "session.qdq_matmulnbits_accuracy_level": "1",
+    # The sessions of all trials take their memory from one arena: fresh memory for each costs a tenth of its run.
+    "session.use_env_allocators": "1",
+}
 
 SESSION_OPTIONS = {
     "graph_optimization_level": "all", "intra_op_num_threads": "1", **_ENTRIES, "providers": "CPUExecutionProvider",
@@ -137,6 +143,14 @@ def _part(
     return part
 
 
+@functools.cache
+def _share_memory() -> None:
+    """Registers the arena of this process's sessions, once."""
+    kind = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    with contextlib.suppress(RuntimeError):  # the program has registered one itself, which does as well
+        ort.create_and_register_allocator(kind, None)
+
+
 def inference_session(
     model: onnx.ModelProto | bytes, weights: dict[str, ort.OrtValue] | None = None
 ) -> ort.InferenceSession:
@@ -150,6 +164,7 @@ def inference_session(
         weights: Values of initializers that the model names as external data. They must stay as they are as long as
             the session lives.
     """
+    _share_memory()
     options = session_options(threads=1)
     for key, value in _ENTRIES.items():
         options.add_session_config_entry(key, value)
