@@ -27,7 +27,7 @@ WEIGHTS: FloatArray = np.asarray(ndtri((np.arange(4096) + 0.5) / 4096) / 3.6)
 
 def bit_planes() -> Figure:
     """One weight as a word, the word with one bit flipped, and what that does."""
-    figure = Figure(figsize=(8.2, 2.9), layout="constrained")
+    figure = Figure(figsize=(7.6, 2.7), layout="constrained")
     axes = figure.subplots()
     word, plane = 0b00010110, 6
     for row, (value, name) in enumerate(((word, "stored"), (word ^ (1 << plane), "read"))):
@@ -56,7 +56,7 @@ def bit_planes() -> Figure:
 
 def code_books() -> Figure:
     """What is read of each weight under faults, and which bits are stored: before and after."""
-    figure = Figure(figsize=(9.6, 5.2), layout="constrained")
+    figure = Figure(figsize=(7.8, 4.9), layout="constrained")
     grid = figure.subplots(2, 2, sharex=True, height_ratios=(2.6, 1))
     rates = FlipRates.uniform(RATE, BITS)
     plain = uniform_code("twos-complement", BITS)
@@ -120,7 +120,7 @@ def _box(axes: Axes, x: float, y: float, text: str, *, width: float = 1.9, colou
         edgecolor=GREY,
     )  # fmt: skip
     axes.add_patch(shape)
-    axes.text(x, y, text, ha="center", va="center", size=9.5)
+    axes.text(x, y, text, ha="center", va="center", size=8.5 if "\n" in text else 9.5)
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], text: str = "") -> None:
@@ -141,7 +141,7 @@ def _canvas(width: float, height: float, x: tuple[float, float], y: tuple[float,
 
 def graph() -> Figure:
     """What stands in the hardened model in place of a weight and a bias, and what is left of it at inference."""
-    figure, axes = _canvas(9.6, 4.2, (-1.1, 11.2), (-0.7, 4.25))
+    figure, axes = _canvas(8.4, 3.9, (-1.1, 11.2), (-0.7, 4.25))
     safe, words = "#e2f2ec", "#fbe3d4"
     _box(axes, 0, 2.6, "stored words", colour=words)
     _box(axes, 2.7, 2.6, "table[word]")
@@ -180,7 +180,7 @@ def graph() -> Figure:
 
 def pipeline() -> Figure:
     """From a model, rates and samples to a plan, and from the plan to everything else."""
-    figure, axes = _canvas(9.6, 3.3, (-1.1, 11.0), (-0.45, 3.1))
+    figure, axes = _canvas(8.6, 3.1, (-1.1, 11.0), (-0.45, 3.1))
     for y, text in ((2.5, "model.onnx"), (1.5, "flip rates, device"), (0.5, "calibration data")):
         _box(axes, 0, y, text)
         _arrow(axes, (0.98, y), (1.98, 1.5 + 0.25 * (y - 1.5)))
