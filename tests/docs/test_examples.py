@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import tomllib
 import xml.etree.ElementTree as ElementTree
@@ -21,15 +22,16 @@ from reference import commands
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONSOLE_ELSEWHERE = {"physics.md"}  # tests/physics/test_docs.py runs these, the long ones among the slow tests
+ELSEWHERE = {"firmware.md"}  # tests/firmware/test_docs.py runs its commands, C and Python
 
 _NUMBER = re.compile(r"(\d+\.\d+)")
 _TIMES = (" ms", " s ", " µs")
-_ROUNDING = re.compile(r"(?<=sha256 )[0-9a-f]+(?=…)|(?<=largest error )\S+")  # differ from machine to machine
+_MACHINE = re.compile(r"(?<=sha256 )[0-9a-f]+(?=…)|(?<=largest error )\S+|(?<=inference time )[^,]+|[▁▂▃▄▅▆▇█]+")
 
 
 def difference(printed: str, shown: str) -> str | None:
-    """What differs. Words exactly; decimals within 0.03, for another machine rounds otherwise; times not at all."""
-    now, then = (_NUMBER.split(_ROUNDING.sub("~", " ".join(text.split()))) for text in (printed, shown))
+    """What differs. Words exactly; decimals within 0.03, for another machine rounds otherwise; times and bars not."""
+    now, then = (_NUMBER.split(_MACHINE.sub("~", " ".join(text.split()))) for text in (printed, shown))
     if now[::2] != then[::2]:
         return f"printed:\n{printed}\nshown:\n{shown}"
     for number, quoted, unit in zip(now[1::2], then[1::2], then[2::2], strict=True):
@@ -74,7 +76,7 @@ def test_refreshing_writes_what_is_printed(tmp_path: Path) -> None:
         list(examples.run_page("```console\n$ (exit 3)\n```\n", session))
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [path for path in PAGES if path.name not in ELSEWHERE], ids=lambda path: path.name)
 def test_blocks_run_and_print_what_is_shown(path: Path, root: Path, kept: dict[str, tuple[str, int]]) -> None:
     text = path.read_text(encoding="utf-8")
     if path.name in CONSOLE_ELSEWHERE:
@@ -115,6 +117,11 @@ def check_commands(script: str) -> None:
             assert all((ROOT / word).is_file() for word in words if word.startswith("examples/")), line
 
 
+def check_sql(text: str) -> None:
+    """Complete statements, as SQLite sees it."""
+    assert sqlite3.complete_statement(text)
+
+
 def check_cpp(text: str, folder: Path) -> None:
     """Compiles against onnxruntime's headers, which its Python wheel does not have."""
     include = os.environ.get("ONNXRUNTIME_INCLUDE_DIR", "/usr/include/onnxruntime")
@@ -144,6 +151,7 @@ CHECKS: dict[str, Callable[[str, Path], object]] = {
     "toml": lambda text, _folder: tomllib.loads(text),
     "json": lambda text, _folder: json.loads(text),
     "xml": lambda text, _folder: ElementTree.fromstring(text),
+    "sql": lambda text, _folder: check_sql(text),
     "cpp": check_cpp,
     "java": check_java,
 }
@@ -151,7 +159,7 @@ CHECKS: dict[str, Callable[[str, Path], object]] = {
 
 def other_blocks() -> list[tuple[str, str, str]]:
     found = []
-    for path in PAGES:
+    for path in (path for path in PAGES if path.name not in ELSEWHERE):
         for block in examples.blocks(path.read_text(encoding="utf-8")):
             if block.language in CHECKS and not block.note.startswith("not run: "):
                 found.append((f"{path.name}-{block.language}-{len(found)}", block.language, block.text))
@@ -165,7 +173,7 @@ def test_other_blocks_are_valid(language: str, text: str, tmp_path: Path) -> Non
 
 def test_no_block_is_left_out() -> None:
     """A block in another language needs a reason why it is not run; ```text is what a reader does not type."""
-    for path in PAGES:
+    for path in (path for path in PAGES if path.name not in ELSEWHERE):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"^[ \t]+```", text, flags=re.MULTILINE), f"{path.name}: an indented block is not found"
         found = examples.blocks(text)
