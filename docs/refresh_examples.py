@@ -5,8 +5,8 @@ Run: python docs/refresh_examples.py [PAGE.md...]; all pages if none is named. L
 - A ```console block holds commands after `$ `, each with its output below it. A line with nothing but `…` stands for
   any number of lines.
 - The ```python blocks of a page are one program. A ```text block right below one is what it prints.
-- A comment on the line above a block changes that: `<!-- not run: REASON -->`, or `<!-- varies: REASON -->` where the
-  output differs from run to run and is only shown.
+- A comment on the line above a block changes that: `<!-- not run: REASON -->`; `<!-- varies: REASON -->` where the output
+  differs from run to run and is only shown; `<!-- slow: REASON -->` for the slow tests.
 
 Blocks run in a folder that has the repository's examples/ and empty out/ and docs/pictures/.
 """
@@ -155,14 +155,16 @@ def _tidy(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
 
 
-def run_page(page: str, session: Session) -> Iterator[tuple[Block, str, str, str]]:
+def run_page(page: str, session: Session, *, slow: bool = True) -> Iterator[tuple[Block, str, str, str]]:
     """Runs a page: for each command or block of Python, the block, what was run, what it printed, what the page shows.
+
+    Blocks that are marked as slow are left out unless `slow`.
 
     Raises:
         RuntimeError: if a command fails and the page does not show its exit code by `echo $?`.
     """
     for block in blocks(page):
-        if not block.runs:
+        if not block.runs or (block.note.startswith("slow: ") and not slow):
             continue
         if block.language == "python":
             yield block, block.text, session.python(block.text), block.below or ""

@@ -72,16 +72,29 @@ def test_refreshing_writes_what_is_printed(tmp_path: Path) -> None:
     session = examples.Session(tmp_path)
     assert examples.refreshed(page, session) == expected
     assert examples.refreshed(expected, session) == expected
+    slow = "<!-- slow: takes long -->\n```console\n$ echo a\n```\n"
+    assert len(list(examples.run_page(slow, session))) == 1
+    assert not list(examples.run_page(slow, session, slow=False))
     with pytest.raises(RuntimeError, match="exit code 3"):
         list(examples.run_page("```console\n$ (exit 3)\n```\n", session))
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if path.name not in ELSEWHERE], ids=lambda path: path.name)
-def test_blocks_run_and_print_what_is_shown(path: Path, root: Path, kept: dict[str, tuple[str, int]]) -> None:
+HERE = [path for path in PAGES if path.name not in ELSEWHERE]
+SLOW = [path for path in HERE if "<!-- slow: " in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize(
+    ("path", "slow"),
+    [pytest.param(path, False, id=path.name) for path in HERE]
+    + [pytest.param(path, True, id=f"{path.name}-slow", marks=pytest.mark.slow) for path in SLOW],
+)
+def test_blocks_run_and_print_what_is_shown(
+    path: Path, slow: bool, root: Path, kept: dict[str, tuple[str, int]]
+) -> None:
     text = path.read_text(encoding="utf-8")
     if path.name in CONSOLE_ELSEWHERE:
         text = re.sub(r"^```console\n", "```text\n", text, flags=re.MULTILINE)
-    for block, command, printed, shown in examples.run_page(text, examples.Session(root, kept)):
+    for block, command, printed, shown in examples.run_page(text, examples.Session(root, kept), slow=slow):
         if block.language == "python" and block.below is None:
             continue
         if block.note.startswith("varies: "):
@@ -159,7 +172,7 @@ CHECKS: dict[str, Callable[[str, Path], object]] = {
 
 def other_blocks() -> list[tuple[str, str, str]]:
     found = []
-    for path in (path for path in PAGES if path.name not in ELSEWHERE):
+    for path in HERE:
         for block in examples.blocks(path.read_text(encoding="utf-8")):
             if block.language in CHECKS and not block.note.startswith("not run: "):
                 found.append((f"{path.name}-{block.language}-{len(found)}", block.language, block.text))
@@ -173,7 +186,7 @@ def test_other_blocks_are_valid(language: str, text: str, tmp_path: Path) -> Non
 
 def test_no_block_is_left_out() -> None:
     """A block in another language needs a reason why it is not run; ```text is what a reader does not type."""
-    for path in (path for path in PAGES if path.name not in ELSEWHERE):
+    for path in HERE:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"^[ \t]+```", text, flags=re.MULTILINE), f"{path.name}: an indented block is not found"
         found = examples.blocks(text)
