@@ -5,8 +5,8 @@ Run: python docs/refresh_examples.py [PAGE.md...]; all pages if none is named. L
 - A ```console block holds commands after `$ `, each with its output below it. A line with nothing but `…` stands for
   any number of lines.
 - The ```python blocks of a page are one program. A ```text block right below one is what it prints.
-- A comment on the line above a block changes that: `<!-- not run: REASON -->`; `<!-- varies: REASON -->` where the output
-  differs from run to run and is only shown; `<!-- slow: REASON -->` for the slow tests.
+- A comment on the line above a block changes that: `<!-- not run: REASON -->`; `<!-- varies: REASON -->`: the output
+  differs from run to run and is only shown; `<!-- slow: REASON -->`: among the slow tests.
 
 Blocks run in a folder that has the repository's examples/ and empty out/ and docs/pictures/.
 """
