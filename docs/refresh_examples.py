@@ -30,6 +30,7 @@ ENVIRONMENT = {"COLUMNS": "96", "NO_COLOR": "1"}  # wide enough for the tables, 
 
 _BLOCK = re.compile(r"^(?:<!-- ([^>]*?) -->\n)?```(\w*)[^\n]*\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 _SHELL = re.compile(r"[|<>;&$*`]")
+_PROGRESS = re.compile(r"[\w -]+: \d+ of \d+, .* left$")
 _ELISION = "…"
 
 
@@ -152,7 +153,9 @@ def _redirected(folder: Path) -> Iterator[tuple[io.StringIO, io.StringIO]]:
 
 
 def _tidy(text: str) -> str:
-    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
+    """Without spaces at the ends of lines, and without the lines that tell of progress where there is no terminal."""
+    lines = [line.rstrip() for line in text.strip("\n").splitlines()]
+    return "\n".join(line for line in lines if not _PROGRESS.match(line))
 
 
 def run_page(page: str, session: Session, *, slow: bool = True) -> Iterator[tuple[Block, str, str, str]]:
@@ -179,13 +182,23 @@ def run_page(page: str, session: Session, *, slow: bool = True) -> Iterator[tupl
 
 
 def elided(printed: str, shown: str) -> str:
-    """The output with as much left out as the page leaves out."""
-    lines = shown.strip("\n").splitlines()
-    if _ELISION not in lines:
-        return printed
-    head, tail = lines.index(_ELISION), len(lines) - lines.index(_ELISION) - 1
+    """The output with as much left out as the page leaves out.
+
+    What stands before the first `…` and after the last is as many lines from the start and from the end; what stands
+    between two is as many lines from the one that reads as its first.
+    """
+    parts = [part.splitlines() for part in re.split(rf"^{_ELISION}$", shown.strip("\n"), flags=re.MULTILINE)]
+    parts = [part[1:] if number and part[:1] == [""] else part for number, part in enumerate(parts)]
     now = printed.splitlines()
-    return "\n".join([*now[:head], _ELISION, *now[len(now) - tail :]])
+    if len(parts) == 1:
+        return printed
+    end = len(now) - len(parts[-1])
+    kept, start = now[: len(parts[0])], len(parts[0])
+    for part in parts[1:-1]:
+        start = now.index(part[0], start, end) if part[0] in now[start:end] else end
+        kept += [_ELISION, *now[start : min(start + len(part), end)]]
+        start += len(part)
+    return "\n".join([*kept, _ELISION, *now[end:]])
 
 
 def refreshed(page: str, session: Session) -> str:

@@ -58,6 +58,8 @@ def test_blocks_are_found() -> None:
     assert (console.note, console.runs) == ("not run: why", False)
     assert examples.console_examples(console.text) == [("a \\\n  b", "c"), ("d", "")]
     assert examples.elided("1\n2\n3\n4\n5", "1\n…\n9") == "1\n…\n5"
+    assert examples.elided("1\n2\n3\n4\n5\n6", "0\n…\n3\nx\n…\n9") == "1\n…\n3\n4\n…\n6"
+    assert examples.elided("1\n2\n3\n4", "0\n…\n9\n…") == "1\n…\n…"  # what is not printed is missed
 
 
 def test_refreshing_writes_what_is_printed(tmp_path: Path) -> None:
