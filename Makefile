@@ -8,7 +8,7 @@ SOURCES := $(shell find qtaml_onnx passes custom_ops -type f ! -path '*/__pycach
 DIGITS := examples/digits
 DEMO_RATE := 0.05
 
-.PHONY: demo test test-slow test-all lint format bench sanitize fuzz wheel clean
+.PHONY: demo test test-slow test-all lint format bench sanitize fuzz docs wheel clean
 
 demo: $(STAMP)
 	@mkdir -p out
@@ -58,6 +58,11 @@ fuzz: $(VENV)/.test
 	@mkdir -p out
 	$(BIN)/python tests/fuzz/run.py --out out/fuzz.json $(FUZZ)
 
+# Into build/site; warnings are errors. The tests look at what was built.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	QTAML_SITE=build/site $(BIN)/pytest -q tests/docs/test_site.py
+
 wheel: $(STAMP)
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
@@ -77,6 +82,10 @@ $(VENV)/.test: $(STAMP) pyproject.toml
 
 $(VENV)/.lint: $(VENV)/.test
 	$(BIN)/pip install --quiet '.[test,lint]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.test
+	$(BIN)/pip install --quiet '.[test,docs]'
 	@touch $@
 
 clean:
