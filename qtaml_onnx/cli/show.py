@@ -147,7 +147,7 @@ def results_table(results: list[EvaluationResult], metric: str, confidence: floa
     table.add_column(f"{confidence:.0%} interval", justify="right")
     table.add_column("of clean", justify="right")
     table.add_column("trials", justify="right")
-    found = [result.metrics.get(metric, result) for result in results]
+    found = [(result.metrics or {}).get(metric, result) for result in results]
     clean = next((one.mean for r, one in zip(results, found, strict=True) if r.variant == "clean"), None)
     for result, one in zip(results, found, strict=True):
         table.add_row(

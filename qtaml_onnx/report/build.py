@@ -164,7 +164,7 @@ def evaluation_section(
                     "interval": result.interval.method,
                     "label": result.label,
                     "stopped": result.stopped,
-                    "metrics": _intervals(result.metrics),
+                    "metrics": _intervals(result.metrics) if len(result.metrics) > 1 else None,
                     "outcomes": _intervals(result.outcomes) if result.outcomes is not None else None,
                 }
             )
