@@ -162,7 +162,7 @@ def results_table(results: list[EvaluationResult], metric: str, confidence: floa
     table.add_column("kept" if narrow else "of clean", justify="right")
     if not narrow:
         table.add_column("trials", justify="right")
-    found = [result.metrics.get(metric, result) for result in results]
+    found = [(result.metrics or {}).get(metric, result) for result in results]
     clean = next((one.mean for r, one in zip(results, found, strict=True) if r.variant == "clean"), None)
     for result, one in zip(results, found, strict=True):
         kept = f"{one.mean / clean:.3f}" if clean else ""

@@ -310,7 +310,7 @@ def _result(result: Result, step: SweepStep | None = None) -> EvaluationResult:
             "interval": result.interval.method,
             "label": result.label,
             "stopped": result.stopped,
-            "metrics": _intervals(result.metrics),
+            "metrics": _intervals(result.metrics) if len(result.metrics) > 1 else None,
             "outcomes": _intervals(result.outcomes) if result.outcomes is not None else None,
             "retention_s": step.retention_s if step is not None else None,
             "values": list(result.values),

@@ -210,7 +210,9 @@ class EvaluationResult(_Section):
     stopped: Literal["trials", "precision"] | None = Field(
         None, description="what ended the trials: their number, or the precision that was asked for"
     )
-    metrics: dict[str, IntervalSection] = Field(default_factory=dict, description="all metrics that were measured")
+    metrics: dict[str, IntervalSection] | None = Field(
+        None, description="all metrics that were measured, where they are several"
+    )
     outcomes: dict[str, IntervalSection] | None = Field(
         None,
         description="share of samples that are masked, tolerable, critical or detected, against the same model without "
