@@ -8,7 +8,7 @@ SOURCES := $(shell find qtaml_onnx passes custom_ops -type f ! -path '*/__pycach
 DIGITS := examples/digits
 DEMO_RATE := 0.05
 
-.PHONY: demo test test-slow test-all lint format bench wheel clean
+.PHONY: demo test test-slow test-all lint format bench docs wheel clean
 
 demo: $(STAMP)
 	@mkdir -p out
@@ -44,6 +44,11 @@ bench: $(VENV)/.test
 	@mkdir -p out
 	for script in $(BENCHMARKS:%=benchmarks/%.py); do $(BIN)/python $$script --out out/$$(basename $$script .py).json || exit 1; done
 
+# Into build/site; warnings are errors. The tests look at what was built.
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict --quiet
+	QTAML_SITE=build/site $(BIN)/pytest -q tests/docs/test_site.py
+
 wheel: $(STAMP)
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
@@ -63,6 +68,10 @@ $(VENV)/.test: $(STAMP) pyproject.toml
 
 $(VENV)/.lint: $(VENV)/.test
 	$(BIN)/pip install --quiet '.[test,lint]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.test
+	$(BIN)/pip install --quiet '.[test,docs]'
 	@touch $@
 
 clean:

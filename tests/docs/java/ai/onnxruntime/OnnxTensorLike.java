@@ -1,0 +1,4 @@
+package ai.onnxruntime;
+
+/** See OrtException. */
+public abstract class OnnxTensorLike implements OnnxValue {}
