@@ -8,7 +8,7 @@ SOURCES := $(shell find qtaml_onnx passes custom_ops -type f ! -path '*/__pycach
 DIGITS := examples/digits
 DEMO_RATE := 0.05
 
-.PHONY: demo test test-slow test-all lint format bench docs wheel clean
+.PHONY: demo test test-slow test-all lint format bench docs sanitize fuzz wheel clean
 
 demo: $(STAMP)
 	@mkdir -p out
@@ -38,7 +38,7 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 
 # ldpc.py is not among them: it makes the table of residual rates that the package ships.
-BENCHMARKS := design injector campaign physics inference overhead
+BENCHMARKS := design injector campaign physics inference overhead size
 
 bench: $(VENV)/.test
 	@mkdir -p out
@@ -48,6 +48,20 @@ bench: $(VENV)/.test
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict --quiet
 	QTAML_SITE=build/site $(BIN)/pytest -q tests/docs/test_site.py
+
+# The C++ kernels and the operator, with fuzzed arguments, under the address and undefined-behaviour sanitizers.
+sanitize: | $(VENV)/bin/python
+	command -v cmake >/dev/null || test -x $(BIN)/cmake || $(BIN)/pip install --quiet cmake
+	PATH="$$PATH:$(CURDIR)/$(BIN)" cmake -S custom_ops -B build/sanitize -DCMAKE_BUILD_TYPE=Release -DQTAML_SANITIZE=ON -DQTAML_EXERCISER=ON
+	PATH="$$PATH:$(CURDIR)/$(BIN)" cmake --build build/sanitize
+	build/sanitize/qtaml_exerciser
+	build/sanitize/qtaml_operator_fuzzer
+
+# 100,000 damaged files unless told otherwise: make fuzz FUZZ="--inputs 1000000 --jobs 8"
+FUZZ :=
+fuzz: $(VENV)/.test
+	@mkdir -p out
+	$(BIN)/python tests/fuzz/run.py --out out/fuzz.json $(FUZZ)
 
 wheel: $(STAMP)
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.fault_pattern import FaultPattern
 from qtaml_onnx.graph import Owner, graphs_of
 from qtaml_onnx.modelio import FAULT_DOMAIN
 from qtaml_onnx.passes._graph import Carrier, NameTable, add_constant, add_input, insert_at_start
@@ -38,14 +39,18 @@ class InjectFaults(ir.passes.InPlacePass):
         plan: The plan that stored them.
         rates: Default flip rates, at least as many planes as the longest word has.
         seed: Default seed.
+        pattern: The kind of fault and the planes that it reaches.
     """
 
-    def __init__(self, plan: StoragePlan, rates: FlipRates | None = None, seed: int = 0) -> None:
-        """Takes the plan and the defaults; the rates are the plan's own unless given."""
+    def __init__(
+        self, plan: StoragePlan, rates: FlipRates | None = None, seed: int = 0, pattern: FaultPattern | None = None
+    ) -> None:
+        """Takes the plan and the defaults; the rates are the plan's own unless given, the flips independent."""
         super().__init__()
         self.plan = plan
         self.rates = rates or plan.fault_model.rates
         self.seed = seed
+        self.pattern = pattern or FaultPattern()
 
     @property
     def _residual_share(self) -> NDArray[np.float32]:
@@ -63,6 +68,12 @@ class InjectFaults(ir.passes.InPlacePass):
         """Rewrites in place; raises InputError if the words of a tensor are missing or the model is instrumented."""
         if SEED_INPUT in model.graph.initializers:
             raise InputError("the model is instrumented already; remove its faults first")
+        self.pattern.check_width(max((tensor.bits for tensor in self.plan.tensors), default=8))
+        if self.pattern.kind == "burst" and self.plan.residual_rate:
+            raise InputError(
+                "what the plan's protection leaves of bursts is not known: its residual rate is that of independent"
+                " flips; take --kind independent, or a plan with ideal protection"
+            )
         words = stored_words(model)
         names = NameTable(model)
         allow_defaults(model)
@@ -78,7 +89,7 @@ class InjectFaults(ir.passes.InPlacePass):
             _import_domain(carrier.root(owner))
             inner_seed, inner_rates = carrier.into(owner, seed), carrier.into(owner, rates)
             name, stream, planes = tensor.name, tensor.stream, tensor.exposed_planes
-            nodes = [_fault_node(name, value, inner_seed, inner_rates, stream, tensor.bits, planes, names)]
+            nodes = [self._node(name, value, inner_seed, inner_rates, stream, tensor.bits, planes, names)]
             if self.plan.residual_rate and tensor.protected_planes:
                 share = add_constant(model, owner, names.fresh(f"{name}.residual_share"), self._residual_share)
                 residual = ir.node("MatMul", [share, inner_rates], name=names.fresh(f"{name}.residual"))
@@ -86,7 +97,7 @@ class InjectFaults(ir.passes.InPlacePass):
                 protected = ~tensor.exposed_planes & ((1 << tensor.bits) - 1)
                 stream += len(self.plan.tensors)
                 faulty, left = nodes[0].outputs[0], residual.outputs[0]
-                nodes += [residual, _fault_node(name, faulty, inner_seed, left, stream, tensor.bits, protected, names)]
+                nodes += [residual, self._node(name, faulty, inner_seed, left, stream, tensor.bits, protected, names)]
             _put_behind(owner, value, nodes)
         if self.plan.small is not None:
             groups = (name for name in words if name.startswith(SMALL_WORDS) and name.endswith(".words"))
@@ -96,26 +107,36 @@ class InjectFaults(ir.passes.InPlacePass):
                 inner_seed, inner_rates = carrier.into(owner, seed), carrier.into(owner, rates)
                 stream = 2 * len(self.plan.tensors) + number
                 label = name.removesuffix(".words")
-                _put_behind(owner, value, [_fault_node(label, value, inner_seed, inner_rates, stream, 8, 0xFF, names)])
+                _put_behind(owner, value, [self._node(label, value, inner_seed, inner_rates, stream, 8, 0xFF, names)])
         logger.info("inject faults: %d tensors", len(self.plan.tensors))
         return ir.passes.PassResult(model, modified=True)
 
-
-def _fault_node(
-    name: str,
-    words: ir.Value,
-    seed: ir.Value,
-    rates: ir.Value,
-    stream: int,
-    bits: int,
-    planes: int,
-    names: NameTable,
-) -> ir.Node:
-    attributes = {"stream": stream, "bits": bits, "exposed_planes": planes}
-    node = ir.node("FaultInject", [words, seed, rates], attributes, domain=DOMAIN, name=names.fresh(f"{name}.faults"))
-    node.outputs[0].name = names.fresh(f"{name}.words.faulty")
-    node.outputs[0].type, node.outputs[0].shape = words.type, words.shape
-    return node
+    def _node(
+        self,
+        name: str,
+        words: ir.Value,
+        seed: ir.Value,
+        rates: ir.Value,
+        stream: int,
+        bits: int,
+        planes: int,
+        names: NameTable,
+    ) -> ir.Node:
+        node = ir.node(
+            "FaultInject",
+            [words, seed, rates],
+            {
+                "stream": stream,
+                "bits": bits,
+                "exposed_planes": self.pattern.exposed(planes),
+                **self.pattern.attributes(),
+            },
+            domain=DOMAIN,
+            name=names.fresh(f"{name}.faults"),
+        )
+        node.outputs[0].name = names.fresh(f"{name}.words.faulty")
+        node.outputs[0].type, node.outputs[0].shape = words.type, words.shape
+        return node
 
 
 def _import_domain(root: Owner) -> None:

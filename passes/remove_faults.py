@@ -6,8 +6,9 @@ import logging
 
 import onnx_ir as ir
 
-from qtaml_onnx.graph import Owner, walk
+from qtaml_onnx.graph import walk
 from qtaml_onnx.passes._graph import discard
+from qtaml_onnx.passes.inject_activation_faults import INFERENCE_INPUT, SEED_AND_INFERENCE
 from qtaml_onnx.passes.inject_faults import DOMAIN, RATES_INPUT, SEED_INPUT
 
 __all__ = ["RemoveFaults"]
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class RemoveFaults(ir.passes.InPlacePass):
-    """The inverse of `InjectFaults`, up to the IR version, which stays."""
+    """The inverse of `InjectFaults` and `InjectActivationFaults`, up to the IR version, which stays."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites in place; unchanged if nothing is injected."""
@@ -24,15 +25,22 @@ class RemoveFaults(ir.passes.InPlacePass):
         for root, node in list(walk(model)):
             if node.domain == DOMAIN and node.op_type == "FaultInject":
                 source = node.inputs[0]
-                if source is not None:
-                    node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
                 graph = node.graph if node.graph is not None else root
-                rates = node.inputs[2]
+                if source is not None:
+                    if node.outputs[0].is_graph_output():
+                        source.name, node.outputs[0].name = node.outputs[0].name, source.name
+                    node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
+                made = node.inputs[1:]
                 graph.remove(node, safe=True)
-                _remove_residual(graph, rates)
+                for value in made:
+                    _remove_unused(value)
                 removed += 1
         if removed:
-            for name in (SEED_INPUT, RATES_INPUT):
+            _remove_input(model, SEED_AND_INFERENCE)  # of functions, which it was carried into
+            for node in list(model.graph):
+                if node.outputs[0].name == SEED_AND_INFERENCE:
+                    _remove_unused(node.outputs[0])
+            for name in (SEED_INPUT, RATES_INPUT, INFERENCE_INPUT):
                 _remove_input(model, name)
             model.opset_imports.pop(DOMAIN, None)
             for function in model.functions.values():
@@ -41,15 +49,20 @@ class RemoveFaults(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(removed))
 
 
-def _remove_residual(graph: Owner, rates: ir.Value | None) -> None:
-    """Removes what made the rates of protected planes from those that are fed."""
-    residual = rates.producer() if rates is not None else None
-    if residual is None or residual.op_type != "MatMul" or (rates is not None and rates.uses()):
+def _remove_unused(value: ir.Value | None) -> None:
+    """Removes what made seeds and rates from those that are fed, once nothing reads it."""
+    if value is None or value.uses():
         return
-    share = residual.inputs[0]
-    graph.remove(residual, safe=True)
-    if share is not None:
-        discard(share)
+    producer = value.producer()
+    if producer is None:
+        if not value.is_graph_input():
+            discard(value)
+        return
+    inputs = list(producer.inputs)
+    if producer.graph is not None:
+        producer.graph.remove(producer, safe=True)
+    for i in inputs:
+        _remove_unused(i)
 
 
 def _remove_input(model: ir.Model, name: str) -> None:

@@ -37,6 +37,7 @@ __all__ = [
 FloatArray = NDArray[np.float64]
 
 MAX_BITS = 16
+MAX_PLANES = 32  # of words that faults can fall on, such as float32; the channel's matrix is for MAX_BITS at most
 _FACTOR_PLANES = 6  # planes a Kronecker factor: 64 x 64 is the largest matrix ever multiplied
 
 
@@ -60,7 +61,7 @@ class FlipRates:
         p10: probability that a stored 1 is read as 0, one entry a plane, each in [0, 1).
 
     Raises:
-        InputError: a rate outside [0, 1), no plane, more than 16 planes, or unequal lengths.
+        InputError: a rate outside [0, 1), no plane, more than 32 planes, or unequal lengths.
     """
 
     p01: tuple[float, ...]
@@ -74,8 +75,8 @@ class FlipRates:
             raise InputError(
                 f"p01 has {len(self.p01)} planes and p10 has {len(self.p10)}: give one rate a plane to both"
             )
-        if not 1 <= len(self.p01) <= MAX_BITS:
-            raise InputError(f"flip rates for {len(self.p01)} bit planes: words have 1 to {MAX_BITS}")
+        if not 1 <= len(self.p01) <= MAX_PLANES:
+            raise InputError(f"flip rates for {len(self.p01)} bit planes: words have 1 to {MAX_PLANES}")
 
     @classmethod
     def uniform(cls, p: float, bits: int) -> FlipRates:
@@ -183,6 +184,8 @@ def _factors(rates: FlipRates) -> tuple[FloatArray, ...]:
 
 def transition_matrix(rates: FlipRates) -> FloatArray:
     """Dense P[u, v], float64 [2^B, 2^B]: the probability that the stored word u (row) is read as v (column)."""
+    if rates.bits > MAX_BITS:
+        raise InputError(f"a transition matrix of {rates.bits}-bit words does not fit: give 1 to {MAX_BITS} planes")
     matrix = np.ones((1, 1))
     for factor in _factors(rates):
         matrix = _kron(matrix, factor)

@@ -44,6 +44,9 @@ _UNREADABLE = (
     zlib.error,
     tokenize.TokenError,
 )
+_MOST_SYNTHETIC = 1 << 27
+"""Numbers that synthetic samples of an input have at most: 1 GiB while they are drawn."""
+
 _GUESSED_EXTENT = 16
 """Extent of a dynamic axis other than the batch in synthetic inputs."""
 
@@ -127,13 +130,19 @@ def input_specs(model: ir.Model) -> list[InputSpec]:
     for value in model.graph.inputs:
         if value.is_initializer():
             continue
-        if value.dtype is None or value.dtype == ir.DataType.STRING:
-            raise InputError(f"graph input '{value.name}' is no numeric tensor; such models cannot be evaluated")
+        try:
+            if value.dtype is None or value.dtype == ir.DataType.STRING:
+                raise TypeError
+            dtype = np.dtype(value.dtype.numpy())
+        except TypeError:  # of no type that arrays have
+            raise InputError(
+                f"graph input '{value.name}' is no numeric tensor; such models cannot be evaluated"
+            ) from None
         shape = None
         if value.shape is not None:
             shape = tuple(n if isinstance(n, int) and n > 0 else None for n in value.shape)
         name = str(value.name)
-        specs.append(InputSpec(name, np.dtype(value.dtype.numpy()), shape, limits.get(name)))
+        specs.append(InputSpec(name, dtype, shape, limits.get(name)))
     return specs
 
 
@@ -264,6 +273,9 @@ def synthetic_dataset(specs: list[InputSpec], samples: int, seed: int, *, runs: 
         samples: Number of samples.
         seed: Of the random numbers.
         runs: Where the model fixes its batch size, no more samples than fit in so many runs.
+
+    Raises:
+        InputError: if an input is so large that they would fill the memory.
     """
     rng = np.random.default_rng(seed)
     batch = _batch(specs)
@@ -274,6 +286,11 @@ def synthetic_dataset(specs: list[InputSpec], samples: int, seed: int, *, runs: 
     for spec in specs:
         inner = tuple(n or _GUESSED_EXTENT for n in (spec.shape or ()))
         shape = (samples, *inner) if one_by_one else (samples, *inner[1:])
+        if math.prod(shape) > _MOST_SYNTHETIC:
+            raise InputError(
+                f"{samples} synthetic samples of graph input '{spec.name}' have {math.prod(shape):.3g} numbers; "
+                "give data of your own"
+            )
         arrays[spec.name] = _random(rng, shape, spec)
     return Dataset(arrays, None, one_by_one, None if one_by_one else batch, f"synthetic, seed {seed}")
 

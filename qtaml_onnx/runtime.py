@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import metadata, resources
@@ -22,12 +23,15 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from qtaml_onnx.errors import InputError, QtamlError
-from qtaml_onnx.fault_inject import fault_inject
+from qtaml_onnx.fault_inject import BurstGeometry, fault_inject
 
-__all__ = ["FORCE_PYTHON_OPS", "create_session", "library_path", "session_options"]
+__all__ = ["FORCE_PYTHON_OPS", "create_session", "library_path", "run_limited", "session_options"]
 
 FORCE_PYTHON_OPS = "QTAML_FORCE_PYTHON_OPS"
 """Environment variable: "1" makes the NumPy twin serve the operators even where the compiled library is present."""
+
+LONGEST_RUN = 600.0
+"""Seconds after which a single run of a model that may be anything is stopped."""
 
 _LIBRARY_NAMES = ("libqtaml_ops.so", "libqtaml_ops.dylib", "qtaml_ops.dll")
 _SERIALIZED_LIMIT = 2**31 - 2**20  # protobuf refuses 2 GiB; the margin covers what serialising adds
@@ -113,6 +117,13 @@ def _warn_once(reason: str) -> None:
     warnings.warn(f"fault injection runs on the slow NumPy kernel: {reason}", RuntimeWarning, stacklevel=4)
 
 
+_ATTRIBUTES: dict[str, int | str] = {
+    "stream": 0, "bits": -1, "exposed_planes": -1, "kind": "independent", "per_sample": 0,
+    "row_cells": 0, "burst_cells": 0, "interleave": 0,
+}  # fmt: skip
+"""The attributes of FaultInject, each with what stands for its absence: the Python operator needs them all."""
+
+
 @functools.cache
 def _python_operators() -> str:
     """Register the twin with onnxruntime-extensions, once a process; the path of the library that dispatches to it."""
@@ -120,12 +131,13 @@ def _python_operators() -> str:
 
     kinds = PyCustomOpDef
     integers = (kinds.dt_uint8, kinds.dt_int8, kinds.dt_uint16, kinds.dt_int16, kinds.dt_uint32, kinds.dt_int32)
+    attributes = {n: kinds.dt_string if isinstance(v, str) else kinds.dt_int64 for n, v in _ATTRIBUTES.items()}
     for words in (*integers, kinds.dt_float):
         onnx_op(
             op_type="qtaml::FaultInject",
             inputs=[words, kinds.dt_int64, kinds.dt_float],
             outputs=[words],
-            attrs={"stream": kinds.dt_int64, "bits": kinds.dt_int64, "exposed_planes": kinds.dt_int64},
+            attrs=attributes,
         )(_fault_inject_operator)
     return str(get_library_path())
 
@@ -137,8 +149,60 @@ class _Exact(np.ndarray):
         return self.view(np.ndarray)
 
 
-def _fault_inject_operator(words: Any, seed: Any, flip_rates: Any, **attributes: int) -> Any:
-    return fault_inject(words, int(seed.reshape(())), flip_rates, **attributes).view(_Exact)
+def _fault_inject_operator(words: Any, seed: Any, flip_rates: Any, **attributes: Any) -> Any:
+    a = _ATTRIBUTES | attributes
+    numbers = [int(number) for number in np.atleast_1d(seed)]
+    geometry = BurstGeometry(a["row_cells"], a["burst_cells"], a["interleave"] or 1) if a["kind"] == "burst" else None
+    return fault_inject(
+        words,
+        numbers[0],
+        flip_rates,
+        stream=a["stream"],
+        bits=None if a["bits"] == -1 else a["bits"],
+        exposed_planes=None if a["exposed_planes"] == -1 else a["exposed_planes"],
+        kind=a["kind"],
+        geometry=geometry,
+        inference=numbers[1] if len(numbers) > 1 else None,
+        per_sample=bool(a["per_sample"]),
+    ).view(_Exact)
+
+
+def _with_all_attributes(model: onnx.ModelProto) -> bool:
+    """Give every fault operator of a model, at whatever depth, the attributes that it lacks; whether any lacked one."""
+    changed = False
+    graphs: list[Any] = [model.graph, *model.functions]
+    while graphs:
+        for node in graphs.pop().node:
+            for attribute in node.attribute:
+                graphs += [attribute.g, *attribute.graphs]
+            if (node.domain, node.op_type) == ("qtaml", "FaultInject"):
+                present = {attribute.name for attribute in node.attribute}
+                missing = {name: value for name, value in _ATTRIBUTES.items() if name not in present}
+                node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in missing.items())
+                changed |= bool(missing)
+    return changed
+
+
+def _for_python_operators(
+    model: onnx.ModelProto | bytes | str | os.PathLike[str], options: ort.SessionOptions
+) -> onnx.ModelProto | bytes | str | os.PathLike[str]:
+    """The model as the Python operators need it: the same, or a copy in memory; external data stay where they are."""
+    try:
+        if isinstance(model, onnx.ModelProto):
+            proto = onnx.ModelProto()
+            proto.CopyFrom(model)
+        elif isinstance(model, bytes):
+            proto = onnx.load_model_from_string(model)
+        else:
+            proto = onnx.load_model(os.fspath(model), load_external_data=False)
+    except Exception:  # onnxruntime will say what is wrong with it
+        return model
+    if not _with_all_attributes(proto):
+        return model
+    if isinstance(model, str | os.PathLike):
+        folder = str(Path(model).resolve().parent)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+    return proto
 
 
 def create_session(
@@ -159,6 +223,8 @@ def create_session(
         InputError: onnxruntime refuses the model; the message holds its reason.
     """
     options = session_options() if options is None else options
+    if _python_operators.cache_info().currsize:
+        model = _for_python_operators(model, options)
     if isinstance(model, bytes):
         return _session("the model", model, options, providers)
     if not isinstance(model, onnx.ModelProto):
@@ -172,6 +238,39 @@ def create_session(
         path = str(Path(folder) / "model.onnx")
         ir.save(ir.from_proto(model), path, external_data="model.data")
         return _session("the model", path, options, providers)
+
+
+def run_limited(session: ort.InferenceSession, feed: dict[str, Any], seconds: float = LONGEST_RUN) -> list[Any]:
+    """All outputs of a session; a run that does not end is stopped.
+
+    onnxruntime does not hear Ctrl-C, and a Loop may run for ever.
+
+    Args:
+        session: The session.
+        feed: Its inputs.
+        seconds: After which the run is stopped.
+
+    Raises:
+        InputError: it was stopped, or onnxruntime refuses the inputs; the message holds its reason.
+    """
+    options = ort.RunOptions()
+    stopped = threading.Event()
+
+    def stop() -> None:
+        stopped.set()
+        options.terminate = True
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        return list(session.run(None, feed, options))
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        if stopped.is_set():
+            raise InputError(f"the model does not end within {seconds:g} s; has it a loop without an end?") from error
+        raise InputError(" ".join(str(error).split())) from error
+    finally:
+        timer.cancel()
 
 
 def _session(

@@ -20,7 +20,7 @@ from qtaml_onnx.errors import InputError
 from qtaml_onnx.passes.correct_bias import CorrectBias
 from qtaml_onnx.passes.expose_weights import ExposeWeights
 from qtaml_onnx.plan import BiasPlan
-from qtaml_onnx.runtime import create_session, session_options
+from qtaml_onnx.runtime import create_session, run_limited, session_options
 
 __all__ = ["Sensitivity", "measure_sensitivity"]
 
@@ -85,8 +85,8 @@ def measure_sensitivity(
     def outputs(run: _Run, weights: dict[str, NDArray[np.generic]]) -> NDArray[np.float64]:
         inputs, count = run
         try:
-            values = session.run(None, {**inputs, **weights})
-        except Exception as error:  # onnxruntime raises types of its own, without a common base
+            values = run_limited(session, {**inputs, **weights})
+        except InputError as error:
             raise InputError(f"the model does not run on {data.source}: {_short(error)}") from error
         fed = None if data.one_by_one else len(next(iter(inputs.values())))
         real = [v for v in values if isinstance(v, np.ndarray) and np.issubdtype(v.dtype, np.floating)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.fault_pattern import FaultPattern
 from qtaml_onnx.hardening import carry_out
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import PLAN_KEY, SourceModel, load_model
@@ -61,6 +62,7 @@ def stored_model(
     include: list[str] | None = None,
     exclude: list[str] | None = None,
     include_small: bool = False,
+    pattern: FaultPattern | None = None,
 ) -> StoredModel:
     """Reads a model and instruments it: a hardened one by its plan, a plain one after plain quantisation.
 
@@ -73,6 +75,7 @@ def stored_model(
         include: Patterns for a plain model.
         exclude: Patterns for a plain model.
         include_small: Whether a plain model's biases, norms, scales and zero points are stored words too, once.
+        pattern: How the faults fall, unless independently on all planes that are not protected.
 
     Raises:
         InputError: if the model is instrumented already, or is hardened and its plan is missing or of another model.
@@ -95,12 +98,15 @@ def stored_model(
             planner.small.check_any(path, inventory)
         plan = planner.within_budget(METHODS["none"], 0)
         fixed, faulty = carry_out(source, plan)
+        if pattern is not None:
+            faulty = fixed.clone()
+            InjectFaults(plan, pattern=pattern)(faulty)
         return StoredModel(source, plan, fixed, faulty, hardened=False)
     plan = read_plan(plan_path(path))
     if plan.sha256 != wanted:
         raise InputError(f"{plan_path(path)} is not the plan of {path}; harden the model again")
     faulty = source.model.clone()
-    InjectFaults(plan, _for_length(faults, plan.planes).rates)(faulty)
+    InjectFaults(plan, _for_length(faults, plan.planes).rates, pattern=pattern)(faulty)
     return StoredModel(source, plan, source.model, faulty, hardened=True)
 
 

@@ -25,7 +25,7 @@ from qtaml_onnx.passes.inject_faults import stored_words
 from qtaml_onnx.passes.repeat_small import SMALL_WORDS
 from qtaml_onnx.passes.substitute_weights import SubstituteWeights
 from qtaml_onnx.plan import StoragePlan, TensorPlan, read_plan
-from qtaml_onnx.runtime import create_session
+from qtaml_onnx.runtime import LONGEST_RUN, create_session, run_limited
 from qtaml_onnx.storage.tensor import decode_tensor, encode_tensor
 from qtaml_onnx.stored import plan_path
 from qtaml_onnx.weights import find_weights, float_dtype
@@ -255,10 +255,7 @@ def _expected(source: ir.Model, plan: StoragePlan) -> ir.Model:
 def _outputs(model: ir.Model, feeds: list[Feed], path: Path) -> list[NDArray[np.generic]]:
     """The outputs of a model, one run after the other."""
     session = _session(model, comparison_options(), path)
-    try:
-        return [np.asarray(value) for feed in feeds for value in session.run(None, feed)]
-    except Exception as error:  # onnxruntime raises types of its own, without a common base
-        raise InputError(" ".join(str(error).split())) from error
+    return [np.asarray(value) for feed in feeds for value in run_limited(session, feed, LONGEST_RUN)]
 
 
 def _session(model: ir.Model, options: ort.SessionOptions, path: Path) -> ort.InferenceSession:

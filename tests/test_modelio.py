@@ -20,6 +20,7 @@ from stored_models import run
 from qtaml_onnx import modelio
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.modelio import OutputSet, check_output_path, file_sha256, load_model, save_model
+from qtaml_onnx.wire import cut_raw_data
 
 
 def listing(folder: Path) -> dict[str, bytes]:
@@ -341,3 +342,79 @@ def test_a_model_that_cannot_be_saved_leaves_nothing(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list((tmp_path / "out").iterdir())
+
+
+def two_external(folder: Path, **entries: str) -> Path:
+    """Two tensors in one file; the second one's entries changed."""
+    proto = model([matmul("A", result="h"), matmul("B", "h")], [X], [OUT], {"A": normal(6, 6), "B": normal(6, 4)})
+    convert_model_to_external_data(proto, location="w.bin", size_threshold=0)
+    onnx.save(proto, folder / "m.onnx")
+    proto = onnx.load(folder / "m.onnx", load_external_data=False)
+    for entry in proto.graph.initializer[1].external_data:
+        entry.value = entries.get(entry.key, entry.value)
+    (folder / "m.onnx").write_bytes(proto.SerializeToString())
+    return folder / "m.onnx"
+
+
+def test_overlapping_external_data_is_refused_and_tied_weights_are_not(tmp_path: Path) -> None:
+    load_model(two_external(tmp_path))
+    with pytest.raises(InputError, match="'A' and 'B' overlap"):
+        load_model(two_external(tmp_path, offset="100"))
+    proto = model([matmul("A", result="h"), matmul("B", "h")], [X], [OUT], {"A": normal(6, 6), "B": normal(6, 6)})
+    convert_model_to_external_data(proto, location="t.bin", size_threshold=0)
+    onnx.save(proto, tmp_path / "t.onnx")
+    proto = onnx.load(tmp_path / "t.onnx", load_external_data=False)
+    proto.graph.initializer[1].external_data[1].value = proto.graph.initializer[0].external_data[1].value
+    (tmp_path / "t.onnx").write_bytes(proto.SerializeToString())
+    a, b = (load_model(tmp_path / "t.onnx").model.graph.initializers[name].const_value for name in "AB")
+    assert a is not None
+    assert b is not None
+    np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+@pytest.mark.parametrize("dims", [[-1, 4], [2**62, 2**62], [6, 5], [2**40, 4]])
+@pytest.mark.parametrize("where", ["raw", "typed", "external"])
+def test_absurd_shapes_are_refused(dims: list[int], where: str, tmp_path: Path) -> None:
+    proto = model([matmul()], [X], [OUT], {"W": normal(6, 4)})
+    if where == "external":
+        proto = onnx.load(external(tmp_path), load_external_data=False)
+    if where == "typed":
+        proto.graph.initializer[0].CopyFrom(helper.make_tensor("W", TensorProto.FLOAT, [6, 4], [0.0] * 24))
+    proto.graph.initializer[0].dims[:] = dims
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(InputError, match=r"'W'.*its shape .* has a negative extent|'W'.*its type and shape.* need"):
+        load_model(tmp_path / "m.onnx")
+
+
+def test_large_tensors_are_cut_out_wherever_they_are(tmp_path: Path) -> None:
+    """Initializers and Constant nodes, here and in branches: what is read in place is what the library reads."""
+    big = normal(300, 300)
+    names = ["a", "b"]
+    nodes = [helper.make_node("Constant", [], ["c"], value=initializer("c", big)), matmul("W", "x", "h")]
+    branches = {
+        f"{side}_branch": helper.make_graph(
+            [helper.make_node("MatMul", ["h", f"{side}W"], [f"{side}y"])],
+            side,
+            [],
+            [helper.make_tensor_value_info(f"{side}y", TensorProto.FLOAT, [1, 300])],
+            [initializer(f"{side}W", big * (2 + names.index(letter)))],
+        )
+        for side, letter in (("then", "a"), ("else", "b"))
+    }
+    nodes += [helper.make_node("If", ["flag"], ["z"], **branches), helper.make_node("MatMul", ["z", "c"], ["y"])]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 300]),
+        helper.make_tensor_value_info("flag", TensorProto.BOOL, []),
+    ]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 300])]
+    proto = model(nodes, inputs, outputs, {"W": big})
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    assert len(cut_raw_data(memoryview(proto.SerializeToString()), "here", 1 << 16)) < 3000
+    loaded = load_model(tmp_path / "m.onnx").model
+    assert isinstance(loaded.graph.initializers["W"].const_value, ir.Tensor)
+    feeds = {"x": normal(1, 300, seed=1), "flag": np.array(True)}
+    np.testing.assert_array_equal(run(ir.to_proto(loaded), feeds)[0], run(proto, feeds)[0])
+    for external_data in (False, True):
+        with OutputSet() as files:
+            save_model(loaded, files, tmp_path / "o.onnx", external_data=external_data)
+        np.testing.assert_array_equal(run(onnx.load(tmp_path / "o.onnx"), feeds)[0], run(proto, feeds)[0])

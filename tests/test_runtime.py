@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper
 
 from qtaml_onnx import runtime
 from qtaml_onnx.errors import InputError, QtamlError
-from qtaml_onnx.fault_inject import fault_inject
+from qtaml_onnx.fault_inject import BurstGeometry, fault_inject, word_bits
 from qtaml_onnx.runtime import create_session, library_path, session_options
 
 try:
@@ -38,7 +39,7 @@ RATES = {  # 0→1, 1→0
 }  # fmt: skip
 
 
-def operator_model(element_type: int, inputs: dict[str, int] | None = None, **attributes: int) -> onnx.ModelProto:
+def operator_model(element_type: int, inputs: dict[str, int] | None = None, **attributes: int | str) -> onnx.ModelProto:
     """Y = FaultInject(X, seed, flip_rates), each of any shape."""
     types = {"X": element_type, "seed": TensorProto.INT64, "flip_rates": TensorProto.FLOAT} | (inputs or {})
     node = helper.make_node("FaultInject", list(types), ["Y"], domain="qtaml", **attributes)
@@ -100,6 +101,95 @@ def test_compiled_operator_gives_the_twins_bits(element_type: int, monkeypatch: 
             assert found.tobytes() == expected.tobytes(), (simd, name, shape)
 
 
+PACKED = {
+    TensorProto.UINT4: ml_dtypes.uint4, TensorProto.INT4: ml_dtypes.int4,
+    TensorProto.UINT2: ml_dtypes.uint2, TensorProto.INT2: ml_dtypes.int2,
+}  # fmt: skip
+
+
+@needs_library
+@pytest.mark.parametrize("element_type", PACKED)
+@pytest.mark.parametrize("kind", ["independent", "stuck-at", "burst"])
+def test_packed_words_from_initializer_to_dequantize_linear(element_type: int, kind: str) -> None:
+    """As a model stores them: packed initializer, fault, DequantizeLinear; odd lengths, too."""
+    dtype = np.dtype(PACKED[element_type])
+    width = word_bits(dtype)
+    opset, ir_version = (25, 13) if width == 2 else (21, 10)
+    geometry = BurstGeometry(64, 3, 2) if kind == "burst" else None
+    attributes = {"row_cells": 64, "burst_cells": 3, "interleave": 2} if geometry else {}
+    low = -(1 << width - 1) if dtype.name.startswith("int") else 0
+    for count in (1, 7, 513, 16387):
+        words = np.random.default_rng(count).integers(low, low + (1 << width), count).astype(dtype)
+        graph = helper.make_graph(
+            [
+                helper.make_node(
+                    "FaultInject", ["W", "seed", "rates"], ["F"], domain="qtaml", stream=2, kind=kind, **attributes
+                ),
+                helper.make_node("DequantizeLinear", ["F", "scale"], ["Y"]),
+            ],
+            "packed",
+            [
+                helper.make_tensor_value_info("seed", TensorProto.INT64, []),
+                helper.make_tensor_value_info("rates", TensorProto.FLOAT, [2, width]),
+            ],
+            [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [count])],
+            [
+                onnx.numpy_helper.from_array(words, "W"),
+                helper.make_tensor("scale", TensorProto.FLOAT, [], [1.0]),
+            ],
+        )
+        opsets = [helper.make_opsetid("", opset), helper.make_opsetid("qtaml", 1)]
+        session = create_session(helper.make_model(graph, opset_imports=opsets, ir_version=ir_version))
+        for pair in ((0.3, 0.3), (0.1, 0.002), (1e-3, 1e-3), (0.0, 0.0)):
+            flip_rates = np.repeat(np.array(pair, np.float32)[:, None], width, axis=1)
+            expected = fault_inject(words, 5, flip_rates, stream=2, kind=kind, geometry=geometry)
+            found = session.run(None, {"seed": np.array(5), "rates": flip_rates})[0]
+            np.testing.assert_array_equal(found, expected.astype(np.float32))
+
+
+KIND_OPTIONS: list[tuple[str, BurstGeometry | None]] = [
+    ("stuck-at", None),
+    ("burst", BurstGeometry(64, 5)),
+    ("burst", BurstGeometry(1000, 1000, 7)),
+    ("burst", BurstGeometry(9, 2, 20000)),
+]
+
+
+@needs_library
+@pytest.mark.parametrize(("kind", "geometry"), KIND_OPTIONS)
+@pytest.mark.parametrize("element_type", [TensorProto.INT8, TensorProto.UINT16, TensorProto.FLOAT])
+def test_other_kinds_give_the_twins_bits(
+    kind: str, geometry: BurstGeometry | None, element_type: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    width = 8 * np.dtype(TYPES[element_type]).itemsize
+    attributes = {} if geometry is None else vars(geometry)
+    for simd, threads in (("plain", 1), ("", 3)):
+        monkeypatch.setenv("QTAML_SIMD", simd)
+        model = operator_model(element_type, stream=3, bits=width - 1, kind=kind, **attributes)
+        session = create_session(model, session_options(threads=threads))
+        for count in (1, 513, 70_001):
+            for pair in ((0.3, 0.3), (0.5, 0.002), (0.0, 1e-4), (1e-12, 0.0)):
+                words = random_words((count,), TYPES[element_type])
+                flip_rates = np.repeat(np.array(pair, np.float32)[:, None], width, axis=1)
+                expected = fault_inject(words, -7, flip_rates, stream=3, bits=width - 1, kind=kind, geometry=geometry)
+                assert run(session, words, -7, flip_rates).tobytes() == expected.tobytes(), (simd, count, pair)
+
+
+@needs_library
+def test_inferences_and_samples_give_the_twins_bits() -> None:
+    for shape in ((5, 3000), (3, 2, 40_000), (1, 7), (4, 0)):
+        words = random_words(shape, "f4")
+        for per_sample in (0, 1):
+            session = create_session(operator_model(TensorProto.FLOAT, stream=3, per_sample=per_sample))
+            for inference in (0, 2**40, -1):
+                for name in ("dense", "rare"):
+                    expected = fault_inject(
+                        words, 7, table(RATES[name], 32), stream=3, inference=inference, per_sample=bool(per_sample)
+                    )
+                    found = run(session, words, [7, inference], table(RATES[name], 32))
+                    assert found.tobytes() == expected.tobytes()
+
+
 @needs_library
 @pytest.mark.parametrize("pair", [(0.1, 0.1), (0.1, 0.03), (0.002, 0.002), (1e-5, 1e-5)])
 def test_threads_and_runs_do_not_matter(pair: tuple[float, float]) -> None:
@@ -127,9 +217,8 @@ def test_concurrent_runs_of_one_session() -> None:
 
 
 REFUSALS = [
-    ({"X": np.zeros(4, np.float64)}, TensorProto.DOUBLE, "input X has element type 11"),
-    ({"X": np.zeros(4, np.int64)}, TensorProto.INT64, "input X has element type 7"),
-    ({"seed": np.zeros(2, np.int64)}, TensorProto.UINT8, r"input seed has shape \[2\]; give one int64"),
+    ({"seed": np.zeros(3, np.int64)}, TensorProto.UINT8, r"input seed has shape \[3\]; give one int64, or two"),
+    ({"seed": np.zeros(0, np.int64)}, TensorProto.UINT8, r"input seed has shape \[0\]"),
     ({"seed": np.zeros((1, 1), np.int64)}, TensorProto.UINT8, r"input seed has shape \[1, 1\]"),
     ({"flip_rates": np.zeros(16, np.float32)}, TensorProto.UINT8, r"input flip_rates has shape \[16\]"),
     ({"flip_rates": np.zeros((3, 8), np.float32)}, TensorProto.UINT8, r"shape \[3, 8\]; give float32 \[2, planes\]"),
@@ -162,15 +251,26 @@ def test_operator_refuses_bad_inputs(change: dict[str, Any], element_type: int, 
         ({"exposed_planes": -1}, "exposed_planes is -1"),
         ({"stream": -1}, "stream is -1; give 0 to 4294967295"),
         ({"stream": 2**32}, "stream is 4294967296"),
+        ({"kind": "cosmic"}, "kind is 'cosmic'; give independent, stuck-at or burst"),
+        ({"kind": "burst"}, "row_cells is 0; give 1 to 1048576"),
+        ({"kind": "burst", "row_cells": 8}, "burst_cells is 0; give 1 to 8"),
+        ({"kind": "burst", "row_cells": 8, "burst_cells": 9}, "burst_cells is 9; give 1 to 8"),
+        ({"kind": "burst", "row_cells": 8, "burst_cells": 1, "interleave": -1}, "interleave is -1"),
+        ({"kind": "stuck-at", "row_cells": 8}, "row_cells belongs to the kind burst, this is stuck-at"),
+        ({"per_sample": 2}, "per_sample is 2; give 0 to 1"),
+        ({"per_sample": 1}, "per_sample is 1; give two numbers as input seed"),
     ],
 )
-def test_operator_refuses_bad_attributes(attributes: dict[str, int], message: str) -> None:
+def test_operator_refuses_bad_attributes(attributes: dict[str, int | str], message: str) -> None:
     with pytest.raises(Exception, match=message):
         run(create_session(operator_model(TensorProto.UINT8, **attributes)), np.zeros(4, np.uint8), 1, table((0, 0), 8))
 
 
 @needs_library
 def test_operator_refuses_wrong_input_types_and_unknown_simd(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind, name in ((TensorProto.DOUBLE, "double"), (TensorProto.INT64, "int64"), (TensorProto.BOOL, "bool")):
+        with pytest.raises(InputError, match=rf"'tensor\({name}\)' of input parameter \(X\) .*FaultInject"):
+            create_session(operator_model(kind))
     with pytest.raises(InputError, match="onnxruntime cannot load it"):
         create_session(operator_model(TensorProto.UINT8, {"seed": TensorProto.FLOAT}))
     with pytest.raises(InputError, match="onnxruntime cannot load it"):
@@ -195,7 +295,7 @@ def test_python_operator_gives_the_same_bits() -> None:
     script = """
         import numpy as np
         from onnx import TensorProto
-        from qtaml_onnx.fault_inject import fault_inject
+        from qtaml_onnx.fault_inject import BurstGeometry, fault_inject
         from qtaml_onnx.runtime import create_session
         from test_runtime import RATES, TYPES, operator_model, random_words, run, table
 
@@ -208,6 +308,14 @@ def test_python_operator_gives_the_same_bits() -> None:
                 found = run(session, words, -9, flip_rates)
                 assert found.shape == shape
                 assert found.tobytes() == fault_inject(words, -9, flip_rates, stream=3, bits=bits).tobytes()
+        # The other kinds; and attributes that a node lacks, which the compiled operator has defaults for.
+        words, flip_rates = random_words((4, 700), "u1"), table((0.2, 0.1), 8)
+        expected = fault_inject(words, 3, flip_rates, kind="burst", geometry=BurstGeometry(64, 3, 2))
+        burst = operator_model(TensorProto.UINT8, kind="burst", row_cells=64, burst_cells=3, interleave=2)
+        assert run(create_session(burst), words, 3, flip_rates).tobytes() == expected.tobytes()
+        expected = fault_inject(words, 3, flip_rates, kind="stuck-at", inference=8, per_sample=True)
+        stuck = operator_model(TensorProto.UINT8, kind="stuck-at", per_sample=1)
+        assert run(create_session(stuck.SerializeToString()), words, [3, 8], flip_rates).tobytes() == expected.tobytes()
         print("equal")
     """
     environment = os.environ | {runtime.FORCE_PYTHON_OPS: "1", "PYTHONPATH": _python_path()}

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
-from small_models import CASES, OUT, X, matmul, model, normal
+from small_models import CASES, OUT, X, info, matmul, model, normal
 from stored_models import float_options, optimised
 
 from qtaml_onnx.cli import main
@@ -20,7 +20,8 @@ from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import load_model
 from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.planner import Planner, prepare
-from qtaml_onnx.verification import verify_files
+from qtaml_onnx.runtime import create_session, run_limited
+from qtaml_onnx.verification import _same_shape, verify_files
 
 RUNS = [name for name in CASES if name not in {"gather-bfloat16"}]
 
@@ -194,3 +195,88 @@ def test_hardened_models_run_in_stock_onnxruntime(tmp_path: Path) -> None:
     _original, hardened = files(CASES["matmul"]().model, tmp_path)
     session = ort.InferenceSession(str(hardened), float_options(), providers=["CPUExecutionProvider"])
     assert session.run(None, CASES["matmul"]().feeds)[0].shape == (5, 4)
+
+
+OPTIMISERS = {
+    "onnxslim": ("onnxslim", lambda module, proto: module.slim(proto)),
+    "onnxscript": ("onnxscript.optimizer", lambda module, proto: module.optimize(proto)),
+}
+
+
+@pytest.mark.parametrize("name", ["matmul", "conv-float32", "int8-channels"])
+@pytest.mark.parametrize("tool", OPTIMISERS)
+def test_other_tools_undo_hardening_and_that_is_said(tool: str, name: str, tmp_path: Path) -> None:
+    """They compute the weights from the words; what they leave of the plan's metadata must not be believed."""
+    package, optimise = OPTIMISERS[tool]
+    module = pytest.importorskip(package, reason=f"{tool} is not installed: what it undoes is not tested")
+    original, hardened = files(CASES[name]().model, tmp_path)
+    folded = optimise(module, onnx.load(hardened))
+    hardened.write_bytes(folded.SerializeToString())
+    assert {p.key for p in folded.metadata_props} >= {"qtaml_onnx.plan_sha256"}
+    found = failed(hardened, original)
+    assert "are gone: another optimiser folded the read-out; hardening goes last" in found["stored words"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ([None, 6], ["batch", 6], True),  # onnxslim names axes
+        (["batch", 6], ["batch", 6], True),
+        (["batch", 6], ["n", 6], False),
+        (["batch", 6], [1, 6], False),
+        ([None, 6], [4, 6], False),
+        ([2, 6], [None, 6], False),
+        ([None, 6], [None, 6, 1], False),
+    ],
+)
+def test_axes_may_be_named_and_nothing_else(
+    old: list[int | str | None], new: list[int | str | None], same: bool
+) -> None:
+    assert _same_shape(ir.Shape(old), ir.Shape(new)) is same
+
+
+def test_words_that_nothing_reads_are_found(tmp_path: Path) -> None:
+    original, hardened = files(model([matmul()], [X], [OUT], {"W": normal(6, 4)}), tmp_path)
+
+    def bypass(proto: onnx.ModelProto) -> None:
+        proto.graph.initializer.append(numpy_helper.from_array(normal(6, 4), "V"))
+        last = proto.graph.node[-1]
+        last.input[1] = "V"
+        del proto.graph.node[:-1]
+
+    _edit(bypass)(hardened)
+    assert failed(hardened, original) == {"stored words": "nothing reads the stored words of 'W'; harden again"}
+
+
+def test_no_run_leaves_the_run_out(tmp_path: Path) -> None:
+    original, hardened = files(CASES["matmul"]().model, tmp_path)
+    names = [check.name for check in verify_files(hardened, original, run=False)]
+    assert names == ["plan", "standard operators", "interface", "stored words"]
+
+
+def test_too_little_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, hardened = files(CASES["matmul"]().model, tmp_path)
+    monkeypatch.setattr("qtaml_onnx.verification.available_memory", lambda: 100)
+    assert "needs about 0.0 GB of memory" in failed(hardened, original)["equal without faults"]
+
+
+def test_large_models_are_run_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, hardened = files(CASES["conv-float32"]().model, tmp_path)
+    monkeypatch.setattr("qtaml_onnx.verification._IN_MEMORY", 0)
+    assert not failed(hardened, original)
+
+
+def test_a_loop_without_an_end_is_stopped() -> None:
+    """No trip count, and a condition that stays true."""
+    body = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["c"], ["again"]), onnx.helper.make_node("Identity", ["v"], ["v2"])],
+        "body",
+        [info("i", onnx.TensorProto.INT64), info("c", onnx.TensorProto.BOOL), info("v", onnx.TensorProto.FLOAT, None)],
+        [info("again", onnx.TensorProto.BOOL), info("v2", onnx.TensorProto.FLOAT, None)],
+    )
+    nodes = [onnx.helper.make_node("Loop", ["", "true", "x"], ["y"], body=body)]
+    floats = onnx.TensorProto.FLOAT
+    proto = model(nodes, [info("x", floats, 2)], [info("y", floats, 2)], {"true": np.array(True)})
+    session = create_session(proto)
+    with pytest.raises(InputError, match=r"does not end within 0\.5 s"):
+        run_limited(session, {"x": np.zeros(2, np.float32)}, 0.5)

@@ -14,9 +14,11 @@ extern "C" __attribute__((visibility("default"))) OrtStatus* RegisterCustomOps(O
   static const ort::Api api(table);
   // One domain for the process, never released: sessions refer to it for as long as they live.
   static OrtCustomOpDomain* domain = nullptr;
-  static const bool made = [] {
+  static const bool made = [base] {
     OrtStatus* status = api.CreateCustomOpDomain("qtaml", &domain);
-    if (status == nullptr) status = api.CustomOpDomain_Add(domain, fault_inject_op(api));
+    for (const OrtCustomOp* op : fault_inject_ops(api, base->GetApi(ort::kApiVersionOfTwoBits) != nullptr)) {
+      if (status == nullptr) status = api.CustomOpDomain_Add(domain, op);
+    }
     if (status != nullptr) api.ReleaseStatus(status);
     return status == nullptr;
   }();

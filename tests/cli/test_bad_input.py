@@ -70,6 +70,14 @@ def unknown_operator(folder: Path) -> None:
     (folder / "bad.onnx").write_bytes(proto.SerializeToString())
 
 
+def escaping_name(folder: Path) -> None:
+    """A tensor with too few values, named so as to colour a terminal and to turn its writing round."""
+    proto = model([matmul()], [X], [OUT], {"W": W})
+    proto.graph.initializer[0].name = "\x1b[31mW\u202e"
+    proto.graph.initializer[0].ClearField("raw_data")
+    (folder / "bad.onnx").write_bytes(proto.SerializeToString())
+
+
 def no_weights(folder: Path) -> None:
     proto = model([helper.make_node("Relu", ["x"], ["y"])], [X], [info("y", 1, None, 6)])
     (folder / "bad.onnx").write_bytes(proto.SerializeToString())
@@ -202,6 +210,18 @@ TABLE: dict[str, Bad] = {
         ("done.plan.json",),
         lambda d: (hardened(d), (d / "done.plan.json").unlink()),
     ),
+    "model is a device": Bad("harden /dev/zero -o {d}/out/o.onnx --flip-rate 0.1", ("/dev/zero", "no regular file")),
+    "output is a device": Bad(
+        "report {d}/done.report.json -o /dev/full", ("/dev/full", "no regular file"),
+        lambda d: main(f"harden {d}/good.onnx -o {d}/done.onnx --flip-rate 0.01 --method tac -q".split()),
+    ),
+    "table is a device": Bad(HARDEN + "--plane-rates /dev/zero", ("/dev/zero", "no regular file")),
+    "data are a device": Bad(NOISE + "--eval /dev/zero", ("/dev/zero", "plain arrays")),
+    "deep device": Bad(HARDEN + "--device {d}/d.toml", ("d.toml", "TOML"), put("d.toml", b"a=" + b"[" * 9999)),
+    "deep report": Bad("report {d}/r.json -o {d}/out/o.html", ("r.json", "JSON"), put("r.json", b"[" * 99999)),
+    "escapes in a name": Bad(BAD, ("tensor '\\x1b[31mW\\u202e'", "need 24"), escaping_name),
+    "name too long": Bad("harden {d}/good.onnx -o {d}/out/" + "o" * 300 + ".onnx --flip-rate 0.1", ("file name",)),
+    "unknown sensitivity": Bad(NOISE + "--sensitivity guess", ("guess", "magnitude")),
     "report missing": Bad("report {d}/none.json -o {d}/out/o.html", ("none.json",)),
     "report no report": Bad("report {d}/bad.json -o {d}/out/o.html", ("bad.json",), put("bad.json", b'{"a": 1}')),
     "report no JSON": Bad("report {d}/bad.json -o {d}/out/o.html", ("bad.json", "JSON"), put("bad.json", b"<html>")),

@@ -55,6 +55,7 @@ struct OrtCustomOp {
 namespace qtaml::ort {
 
 inline constexpr uint32_t kApiVersion = 17;
+inline constexpr uint32_t kApiVersionOfTwoBits = 24;  // the first whose runtimes know tensors of 2-bit integers
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 enum InputCharacteristic : int { kRequired = 0 };
@@ -75,6 +76,10 @@ enum ElementType : int {
   kFloat8E4M3FNUZ = 18,
   kFloat8E5M2 = 19,
   kFloat8E5M2FNUZ = 20,
+  kUint4 = 21,
+  kInt4 = 22,
+  kUint2 = 24,
+  kInt2 = 25,
 };
 
 // Slot, name and signature of every function used; abi_check.cpp expands the same list against the real OrtApi.
@@ -90,6 +95,7 @@ enum ElementType : int {
   X(64, GetTensorShapeElementCount, OrtStatus*(const OrtTensorTypeAndShapeInfo*, size_t*))                      \
   X(65, GetTensorTypeAndShape, OrtStatus*(const OrtValue*, OrtTensorTypeAndShapeInfo**))                        \
   X(86, KernelInfoGetAttribute_int64, OrtStatus*(const OrtKernelInfo*, const char*, int64_t*))                  \
+  X(87, KernelInfoGetAttribute_string, OrtStatus*(const OrtKernelInfo*, const char*, char*, size_t*))              \
   X(90, KernelContext_GetInput, OrtStatus*(const OrtKernelContext*, size_t, const OrtValue**))                  \
   X(91, KernelContext_GetOutput, OrtStatus*(OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**))     \
   X(93, ReleaseStatus, void(OrtStatus*))                                                                        \

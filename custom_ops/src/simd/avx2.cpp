@@ -1,0 +1,3 @@
+#define QTAML_KERNEL inject_avx2
+#define QTAML_VECTOR 32
+#include "kernel.inc"
