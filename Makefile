@@ -46,7 +46,7 @@ bench: $(VENV)/.test
 
 # Into build/site; warnings are errors. The tests look at what was built.
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	QTAML_SITE=build/site $(BIN)/pytest -q tests/docs/test_site.py
 
 # The C++ kernels and the operator, with fuzzed arguments, under the address and undefined-behaviour sanitizers.
