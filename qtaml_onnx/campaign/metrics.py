@@ -92,6 +92,11 @@ class Metric:
         return self.name != "mse" if self.function is None else self.function.higher_is_better
 
     @property
+    def has_shares(self) -> bool:
+        """Whether a share of the clean value means something: more is better, and the clean value is no limit."""
+        return self.higher_is_better and self.name != "snr"
+
+    @property
     def is_share(self) -> bool:
         """Whether a trial's value is a share of right samples, as told by `right`."""
         return self.function is None and self.name not in ("mse", "snr")

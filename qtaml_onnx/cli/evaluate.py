@@ -161,6 +161,11 @@ def evaluate(
         cluster=cluster,
     )
     clean = campaign.measure_clean(ir.to_proto(reference))
+    if fail_under is not None and not campaign.metric.has_shares:
+        raise InputError(
+            f"--fail-under asks for a share of the clean metric, which means nothing for {campaign.metric.name}; "
+            "put another --metric first"
+        )
     if original is None and all(model.hardened for model in stored) and data.labels is None:
         warnings.append("no plain model and no labels: agreement is with the hardened model without faults")
     warnings += [warning for model in stored for warning in _uneven(model, faults[model.plan.planes])]

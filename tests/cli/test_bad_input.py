@@ -202,6 +202,14 @@ TABLE: dict[str, Bad] = {
     "inject bits": Bad("inject {d}/good.onnx -o {d}/out/o.onnx --flip-rate 0.1 --bits 40", ("40",)),
     "inject no bits": Bad("inject {d}/good.onnx -o {d}/out/o.onnx --flip-rate 0.1 --bits 0", ("0",)),
     "evaluate sweep": Bad("evaluate {d}/good.onnx --flip-rate 0.1,x --eval {d}/eval.npz", ("'x'", "commas")),
+    "gate on an error": Bad(
+        "evaluate {d}/good.onnx --flip-rate 0.1 --eval {d}/eval.npz --metric mse --fail-under 0.9",
+        ("--fail-under", "mse", "--metric"),
+    ),
+    "gate on a ratio": Bad(
+        "evaluate {d}/good.onnx --flip-rate 0.1 --eval {d}/eval.npz --metric snr --fail-under 0.9",
+        ("--fail-under", "snr", "--metric"),
+    ),
     "evaluate missing": Bad("evaluate {d}/none.onnx --flip-rate 0.1", ("none.onnx",)),
     "evaluate trials": Bad("evaluate {d}/good.onnx --flip-rate 0.1 --eval {d}/eval.npz --trials 0", ("--trials 0",)),
     "evaluate output": Bad(
