@@ -297,17 +297,10 @@ def prediction(network: Network, row: Row, planner: Planner, method: Method, rat
     if unprotected is not None and unprotected <= limit:
         return {"predicted_overhead": 0.0}  # no ratio; and the designs with protected planes need not be made
     own = planner.smallest_overhead(method, limit)
-    uniform = planner.smallest_overhead(METHODS["uniform-msp"], limit)
-    plain = network.planner(METHOD_ROWS["uniform-msp"], rate)
+    plain = network.planner(METHOD_ROWS["uniform-msp"], rate)  # has no self-correcting biases, and is probed without
     found = plain.sensitivity
-    uncorrected = (
-        plain.smallest_overhead(METHODS["uniform-msp"], SATURATION_LEVEL * found.output_energy) if found else 0
-    )
-    return {
-        "predicted_overhead": own,
-        "predicted_ratio": uniform / own if uniform and own else None,
-        "predicted_ratio_uncorrected": uncorrected / own if uncorrected and own else None,
-    }
+    uniform = plain.smallest_overhead(METHODS["uniform-msp"], SATURATION_LEVEL * found.output_energy) if found else 0
+    return {"predicted_overhead": own, "predicted_ratio": uniform / own if uniform and own else None}
 
 
 def budgets(network: Network, row: Row, rate: float) -> Record:
@@ -534,25 +527,15 @@ def main_table(rows: dict[str, Record]) -> Iterator[tuple[str, ...]]:
 
 
 def ratio_table(rows: dict[str, Record]) -> Iterator[tuple[str, ...]]:
-    """Predicted and measured overheads, and the saturation ratio: as reports give it, with self-correcting biases of
-    the method in the noise of `uniform-msp` too; with that method's own noise; and measured.
-    """
-    yield (
-        "row",
-        "protected, predicted",
-        "measured",
-        "ρ* of the report",
-        "ρ* with uniform-msp's own noise",
-        "ratio measured",
-    )
+    """Predicted and measured overheads, and the saturation ratio, predicted as reports give it and measured."""
+    yield "row", "protected, predicted", "measured", "ρ*", "ratio measured"
     uniform = rows.get("uniform-msp", {}).get("overhead")
     for name in in_order(rows):
         found = rows[name]
         own, predicted = found.get("overhead"), found.get("predicted_overhead")
         if own is None or predicted is None:
             continue
-        ratios = [found.get("predicted_ratio"), found.get("predicted_ratio_uncorrected")]
-        ratios.append(uniform / own if uniform and own else None)
+        ratios = [found.get("predicted_ratio"), uniform / own if uniform and own else None]
         percents = [f"{100 * value:.2f} %" for value in (predicted, own)]
         yield name, *percents, *(f"{ratio:.1f}" if ratio else "–" for ratio in ratios)
 
