@@ -86,7 +86,13 @@ def run(args: list[str]) -> Usage:
     start = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            [sys.executable, "-c", "import sys; from qtaml_onnx.cli import main; sys.exit(main(sys.argv[1:]))", *args],
+            [
+                sys.executable,
+                "-P",
+                "-c",
+                "import sys; from qtaml_onnx.cli import main; sys.exit(main(sys.argv[1:]))",
+                *args,
+            ],
             stdout=subprocess.DEVNULL,
             stderr=errors,
         )

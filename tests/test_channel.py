@@ -201,10 +201,10 @@ def test_csv_is_refused_with_its_reason(tmp_path: Path, text: str, complaint: st
 
 
 def test_missing_and_binary_csv(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="cannot be read"):
         FlipRates.from_csv(tmp_path / "none.csv")
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00\xd8")
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="cannot be read"):
         FlipRates.from_csv(tmp_path / "b.csv")
 
 

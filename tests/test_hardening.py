@@ -301,7 +301,7 @@ def test_protected_planes_flip_at_the_residual_rate(rates: FlipRates, fed: float
     """Chi-square over planes, directions and tensors, at a residual exaggerated to 0.04: at the designed rates exactly
     that, at twice the rates twice that, alike in both directions as a masked code leaves it; exposed planes flip at
     their own rates, and no more."""
-    planner, plan = protected(rates=rates)
+    planner, plan = protected(rates=rates, budget=0.5)
     plan = plan.model_copy(update={"residual_rate": 0.04})
     assert all(0 < len(tensor.protected_planes) < 8 for tensor in plan.tensors)
     hardened, _faulty = carry_out(planner.source, plan.model_copy(update={"residual_rate": 0.0}))

@@ -206,7 +206,7 @@ def kill_and_resume(folder: Path, moments: list[float | int], workers: int) -> i
     A moment is a number of seconds after the start, or of stored trials.
     """
     midway = 0
-    command = [sys.executable, "-c", "import sys; from qtaml_onnx.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-P", "-c", "import sys; from qtaml_onnx.cli import main; sys.exit(main())"]
     if workers > 1:  # processes that are spawned import the main module again
         (folder / "program.py").write_text(
             "import sys\nfrom qtaml_onnx.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"

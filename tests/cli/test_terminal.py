@@ -32,7 +32,9 @@ def run(arguments: list[str], **environment: str) -> bytes:
     import os
 
     env = {**os.environ, **environment}
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, check=True, env=env).stdout
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code, *arguments], capture_output=True, check=True, env=env
+    ).stdout
 
 
 def test_pipes_and_no_color_get_no_escapes() -> None:

@@ -251,7 +251,7 @@ def test_same_report_same_bytes_and_no_trace_in_matplotlib(make_report: MakeRepo
 
 def test_importing_the_report_imports_no_matplotlib() -> None:
     code = "import sys, qtaml_onnx.report.html; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("count", [1, 2, MAP_ROWS, MAP_ROWS + 1, 300])
