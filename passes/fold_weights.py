@@ -21,6 +21,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from qtaml_onnx.graph import STANDARD_DOMAINS, Owner, constant_array, is_constant, walk
 from qtaml_onnx.passes._graph import add_constant
+from qtaml_onnx.quantized import integer_operands
 from qtaml_onnx.weights import LAYOUT_OPERATORS, WEIGHT_OPERANDS
 
 __all__ = ["FoldWeights"]
@@ -43,9 +44,8 @@ class FoldWeights(ir.passes.InPlacePass):
         computable = _computable_nodes(model)
         folded = 0
         for root, node in list(walk(model)):
-            if node.domain not in STANDARD_DOMAINS:
-                continue
-            for operand in WEIGHT_OPERANDS.get(node.op_type, ()):
+            standard = WEIGHT_OPERANDS.get(node.op_type, ()) if node.domain in STANDARD_DOMAINS else ()
+            for operand in (*standard, *integer_operands(node)):
                 value = _behind_layout(node.inputs[operand]) if operand < len(node.inputs) else None
                 producer = value.producer() if value is not None else None
                 if value is not None and producer is not None and id(producer) in computable:

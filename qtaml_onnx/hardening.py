@@ -134,7 +134,7 @@ def harden_source(
     """`harden` on what was read already; see there."""
     method = options.check(evaluation is not None)
     original = ir.to_proto(source.model) if evaluation is not None else None
-    inventory = prepare(source, list(options.include), list(options.exclude))
+    inventory = prepare(source, list(options.include), list(options.exclude), keep_codes=options.keep_codes)
     planner = Planner(
         source,
         inventory,
@@ -143,6 +143,7 @@ def harden_source(
         per_tensor_scales=options.per_tensor_scales,
         protection=options.protection,
         input_scales=options.input_scales,
+        keep_codes=options.keep_codes,
     )
     warnings: list[str] = []
     if calibration is not None and method.corrects_bias:
@@ -189,7 +190,7 @@ def _calibrate(planner: Planner, calibration: Dataset, correct_biases: bool, pro
     batch = 64
     with progress.steps("calibrate", -(-len(data) // batch)) as step:
         statistics = calibrate_layers(
-            planner.source.model, list(planner.layers.values()), data, batch_size=batch, progress=step
+            planner.analysis, list(planner.layers.values()), data, batch_size=batch, progress=step
         )
     planner.use_statistics(statistics, correct_biases=correct_biases)
 

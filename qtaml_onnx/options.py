@@ -30,6 +30,8 @@ class HardenOptions:
         bias_correction: Whether layers get self-correcting biases, where the method has them and calibration data are
             given.
         input_scales: Whether inputs of a layer get scales of their own, likewise.
+        keep_codes: Whether the words of quantised weights stay as they are: only their read-out, protection and biases
+            are changed then.
         include: Patterns of weights to harden; all if empty.
         exclude: Patterns of weights to leave alone.
         trials: Trials a rate when evaluating.
@@ -50,6 +52,7 @@ class HardenOptions:
     per_tensor_scales: bool = False
     bias_correction: bool = True
     input_scales: bool = True
+    keep_codes: bool = False
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     trials: int = 20

@@ -23,7 +23,7 @@ __all__ = ["BiasPlan", "CodeSpec", "FaultModel", "LeftOutTensor", "StoragePlan",
 
 SCHEMA_VERSION = 1
 
-Form = Literal["affine", "table", "dequantize", "integer-table"]
+Form = Literal["affine", "table", "dequantize", "integer-table", "integer-grid"]
 WordsType = Literal["INT8", "UINT8", "UINT16"]
 
 
@@ -90,6 +90,39 @@ class CodeSpec(_Value):
         )
 
 
+class QuantizedBias(_Value):
+    """A bias that corrects itself from integers: `bias = target − scale · Σ (integer − zero point) · x̄ · coverage`.
+
+    Attributes:
+        rounded: Whether the bias is stored in 32-bit integers, in units of x_scale · w_scale: the target and the sum
+            are in these units, and the result is rounded.
+        zero_points: What the weights' integers are counted from: one, or one a channel.
+        zero_shape: Shape in which they broadcast against the weights.
+        scales: Where the bias is a float, the weights' steps: one, or one an output channel; else empty.
+        step: Where the model had no bias and gets a rounded one behind a DequantizeLinear, that operator's scales.
+    """
+
+    rounded: bool
+    zero_points: tuple[int, ...] = (0,)
+    zero_shape: tuple[int, ...] = ()
+    scales: tuple[float, ...] = ()
+    step: tuple[float, ...] = ()
+
+    @property
+    def metadata_bits(self) -> int:
+        """Bits of the copies of zero points and steps that the correction reads."""
+        points = 32 * len(self.zero_points) if any(self.zero_points) else 0
+        return points + 32 * (len(self.scales) + len(self.step))
+
+
+class PackedWords(_Value):
+    """How read words are packed into bytes for MatMulNBits: see `qtaml_onnx.quantized.Packing`."""
+
+    bits: int
+    shape: tuple[int, int, int]
+    filler: int
+
+
 class BiasPlan(_Value):
     """A bias that corrects itself: the graph computes `bias = target − Σ Ŵ · x̄ · coverage` from the weights as read.
 
@@ -103,6 +136,7 @@ class BiasPlan(_Value):
         target: c = b + W·x̄ an output channel, float32: it takes the place of the bias.
         grouped_shape: Shape [groups, outputs a group, inputs a group, kernel…] of a grouped convolution's weights.
         has_bias: Whether the model had a bias, whose place the target takes; else it is new.
+        quantized: Of a quantised weight, whose integers the sum runs over; None of a float weight.
     """
 
     output: str
@@ -114,6 +148,7 @@ class BiasPlan(_Value):
     target: tuple[float, ...]
     grouped_shape: tuple[int, ...] | None = None
     has_bias: bool = True
+    quantized: QuantizedBias | None = None
 
     @property
     def target_shape(self) -> tuple[int, ...]:
@@ -123,7 +158,8 @@ class BiasPlan(_Value):
     @property
     def metadata_bits(self) -> int:
         """Bits that the correction adds to what the model stored before."""
-        return 16 * (len(self.mean_input) + len(self.coverage or ())) + (0 if self.has_bias else 32 * len(self.target))
+        bits = 16 * (len(self.mean_input) + len(self.coverage or ())) + (0 if self.has_bias else 32 * len(self.target))
+        return bits + (self.quantized.metadata_bits if self.quantized else 0)
 
 
 class TensorPlan(_Value):
@@ -137,10 +173,13 @@ class TensorPlan(_Value):
         shape: Its shape.
         channel_axis: The axis along which `scales` run; None for a single scale.
         code: The code, on weights divided by their channel's `weight_scales`.
-        form: How the graph reads it: `affine` is (word − offset)·scale, `table` is table[word]·scale, `dequantize` is
-            the model's own DequantizeLinear on the words, `integer-table` the same on table[word].
+        form: How the graph reads it: `affine` is (word − offset)·scale, `table` is table[word]·scale. The others give
+            a quantised model's operators integers in the place of its own: `dequantize` the words themselves,
+            `integer-table` table[word], `integer-grid` table[word]·scale + zero point, rounded and kept within
+            `limits`. The model's own steps and zero points stay.
         words_type: Type of the stored initializer, INT8, UINT8 or UINT16.
-        weight_scales: What weights are divided by before coding, float32, one a channel or one.
+        weight_scales: What weights are divided by before coding, float32, one a channel or one. Of a quantised weight,
+            it is integers less the zero point that are divided.
         scales: What the read-out multiplies by, float32, as many.
         input_scales: What weights are divided by before coding and multiplied by after, one an input channel, half
             precision; None for no such scales.
@@ -148,7 +187,11 @@ class TensorPlan(_Value):
         offset: Of the form `affine`, in words.
         table: Of the forms `table` (normalised weights, half precision up to 10-bit words) and `integer-table`
             (integers), one entry a word.
-        zero_point: Of the DequantizeLinear in the integer forms.
+        zero_point: The integer that quantised weights are coded around: their zero point, or the middle of the range
+            where channels or blocks have zero points of their own.
+        limits: Of the form `integer-grid`: the least and the largest integer of the original.
+        packing: Of MatMulNBits: how the integers are packed.
+        parameter_bits: Bits of the steps and zero points that a quantised model brings along.
         readout: The read-out's kind.
         protected_planes: Planes that never flip or flip at the protection's residual rate.
         stream: Decorrelates the faults of tensors.
@@ -172,6 +215,9 @@ class TensorPlan(_Value):
     offset: float = 0.0
     table: tuple[float, ...] | None = None
     zero_point: int = 0
+    limits: tuple[int, int] | None = None
+    packing: PackedWords | None = None
+    parameter_bits: int = 0
     readout: str
     protected_planes: tuple[int, ...] = ()
     stream: int
@@ -213,12 +259,21 @@ class TensorPlan(_Value):
         """Bits of the table."""
         if self.table is None:
             return 0
-        return 8 * len(self.table) if self.form == "integer-table" else table_bits(self.bits)
+        if self.form == "integer-table":
+            return (16 if self.dtype in ("INT16", "UINT16") else 8) * len(self.table)
+        return table_bits(self.bits)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the operator reads integers."""
+        return self.form in ("dequantize", "integer-table", "integer-grid")
 
     @property
     def metadata_bits(self) -> int:
         """Bits beside the words and the table that must themselves be safe: scales, offset, bias correction."""
-        bits = 32 * len(self.scales) + 16 * len(self.input_scales or ())
+        bits = self.parameter_bits + 16 * len(self.input_scales or ())
+        if self.form in ("affine", "table", "integer-grid"):
+            bits += 32 * len(self.scales)
         if self.form == "affine" and self.offset:
             bits += 32
         if self.bias is not None:
@@ -319,8 +374,14 @@ def read_plan(path: Path) -> StoragePlan:
         raise InputError(f"plan {path}: {where}: {first['msg']}; make it again with `qtaml-onnx harden`") from error
 
 
+_TABLE_TYPES = {
+    **{"INT8": "int8", "UINT8": "uint8", "INT16": "int16", "UINT16": "uint16"},
+    **{"INT4": "int8", "UINT4": "uint8"},  # onnxruntime gathers nothing shorter than 8 bits
+}
+
+
 def table_array(plan: TensorPlan) -> NDArray[np.generic]:
     """The table in the type in which it is stored."""
     if plan.form == "integer-table":
-        return np.asarray(plan.table, dtype=np.int8 if plan.dtype == "INT8" else np.uint8)
+        return np.asarray(plan.table, dtype=_TABLE_TYPES[plan.dtype])
     return np.asarray(plan.table, dtype=np.float16 if plan.table_type == "FLOAT16" else np.float32)

@@ -23,9 +23,9 @@ from qtaml_onnx.passes.inject_faults import stored_words
 from qtaml_onnx.passes.substitute_weights import SubstituteWeights
 from qtaml_onnx.plan import StoragePlan, read_plan
 from qtaml_onnx.runtime import create_session
-from qtaml_onnx.storage.tensor import decode_tensor, encode_tensor
+from qtaml_onnx.storage.tensor import decode_integers, decode_tensor, encode_tensor
 from qtaml_onnx.stored import plan_path
-from qtaml_onnx.weights import find_weights, float_dtype
+from qtaml_onnx.weights import find_weights, float_dtype, stored_values
 
 __all__ = ["TOLERANCE", "Check", "comparison_options", "verify_files"]
 
@@ -147,7 +147,7 @@ def _words(model: ir.Model, source: ir.Model, plan: StoragePlan) -> Check:
             return Check("stored words", False, f"'{tensor.words_name}' is gone: another optimiser folded the read-out")
         if tensor.name not in weights:
             return Check("stored words", False, f"the original has no weight '{tensor.name}'")
-        expected = encode_tensor(tensor, constant_array(weights[tensor.name].stored))
+        expected = encode_tensor(tensor, stored_values(weights[tensor.name]))
         if not np.array_equal(expected, constant_array(stored[tensor.words_name][1])):
             return Check("stored words", False, f"the words of '{tensor.name}' are not those of the original's weights")
     return Check("stored words", True, f"{plan.weight_bits} bits as planned")
@@ -163,8 +163,11 @@ def _equal(model: ir.Model, source: ir.Model, plan: StoragePlan, data: Dataset |
     read: dict[str, NDArray[np.generic]] = {}
     for tensor in plan.tensors:
         weight = weights[tensor.name]
-        words = encode_tensor(tensor, constant_array(weight.stored))
-        read[tensor.name] = decode_tensor(tensor, words).astype(float_dtype(weight))
+        words = encode_tensor(tensor, stored_values(weight))
+        if tensor.quantized:
+            read[tensor.name] = decode_integers(tensor, words)
+        else:
+            read[tensor.name] = decode_tensor(tensor, words).astype(float_dtype(weight))
     expected = source.clone()
     SubstituteWeights(read)(expected)
     CorrectBias({tensor.name: tensor.bias for tensor in plan.tensors if tensor.bias is not None})(expected)

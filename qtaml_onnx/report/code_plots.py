@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from qtaml_onnx.channel import FloatArray, moments
-from qtaml_onnx.plan import FaultModel, TensorPlan
+from qtaml_onnx.plan import FaultModel, TensorPlan, table_array
 from qtaml_onnx.report.drawing import COLOUR, add_boxes, add_legend, drawing, new_axes, new_figure, to_svg
 from qtaml_onnx.storage.codes import Code, word_dtype
 from qtaml_onnx.storage.tensor import decode_tensor
@@ -26,6 +26,11 @@ def read_table(tensor: TensorPlan) -> FloatArray:
     Where channels differ in their gain, that of the median channel.
     """
     ratio = float(np.median(np.divide(tensor.scales, tensor.weight_scales)))
+    if tensor.form == "integer-grid":  # but for the rounding, which is another one in every channel
+        return table_array(tensor).astype(np.float64) * ratio
+    if tensor.quantized:
+        words = np.arange(1 << tensor.bits, dtype=word_dtype(tensor.bits)).view(tensor.words_type.lower())
+        return decode_tensor(tensor, words).astype(np.float64) / tensor.weight_scales[0]
     one = tensor.model_copy(update={"scales": (ratio,), "channel_axis": None, "input_scales": None})
     words = np.arange(1 << tensor.bits, dtype=word_dtype(tensor.bits))
     return decode_tensor(one, words.view(tensor.words_type.lower())).astype(np.float64)

@@ -11,7 +11,14 @@ from qtaml_onnx.plan import TensorPlan, table_array
 
 _Float = TypeVar("_Float", np.float16, np.float32)
 
-__all__ = ["along_channels", "channel_scales", "decode_tensor", "encode_tensor", "normalise"]
+__all__ = [
+    "along_channels",
+    "channel_scales",
+    "decode_integers",
+    "decode_tensor",
+    "encode_tensor",
+    "normalise",
+]
 
 
 def along_channels(values: NDArray[_Float], rank: int, axis: int | None) -> NDArray[_Float]:
@@ -57,30 +64,49 @@ def encode_tensor(plan: TensorPlan, weights: NDArray[np.generic]) -> NDArray[np.
 
     Args:
         plan: How it is stored.
-        weights: Float weights; for the integer forms, the words of the model's DequantizeLinear, which are kept.
+        weights: Float weights, or the integers of a quantised weight.
 
     Returns:
         int8, uint8 or uint16, the shape of `weights`: the words as the initializer holds them.
     """
     if plan.form in ("dequantize", "integer-table"):
-        return np.asarray(weights).view(plan.words_type.lower())
+        kept = np.asarray(weights).astype(np.int64) & ((1 << plan.bits) - 1)
+        return kept.astype(np.uint8).view(plan.words_type.lower())
     factors = _factors(plan, plan.weight_scales, np.ndim(weights))
-    words = plan.code.code().encode(normalise(weights.astype(np.float32), factors))
+    values = weights.astype(np.float32) - np.float32(plan.zero_point) if plan.quantized else weights.astype(np.float32)
+    words = plan.code.code().encode(normalise(values, factors))
     return words.view(np.int8) if plan.words_type == "INT8" else words
 
 
 def decode_tensor(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.float32]:
-    """The weights that the hardened model sees for these words, in the model's own float32 arithmetic."""
+    """The weights that the hardened model sees for these words, in the model's own float32 arithmetic.
+
+    Those of quantised weights count in integers from `plan.zero_point`.
+    """
+    if plan.quantized:
+        return (decode_integers(plan, words) - plan.zero_point).astype(np.float32)
     scale = _factors(plan, plan.scales, words.ndim)
     if plan.form == "affine":
         value = words.astype(np.float32)
         if plan.offset:
             value = value - np.float32(plan.offset)
         return np.asarray(value * scale)
+    return np.asarray(_looked_up(plan, words) * scale)
+
+
+def decode_integers(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.int32]:
+    """The integers that the hardened model's operator sees for these words, int32."""
     if plan.form == "dequantize":
-        return np.asarray((words.astype(np.float32) - np.float32(plan.zero_point)) * scale)
-    index = words.view(np.uint8) if words.dtype == np.int8 else words
-    value = table_array(plan).astype(np.float32)[index]
+        return np.asarray(words, dtype=np.int32)
+    value = _looked_up(plan, words)
     if plan.form == "integer-table":
-        value = value - np.float32(plan.zero_point)
-    return np.asarray(value * scale)
+        return value.astype(np.int32)
+    low, high = plan.limits or (0, 0)
+    # As the graph computes it: floor(x + 1/2) rounds in every opset.
+    shifted = np.floor(value * _factors(plan, plan.scales, words.ndim) + np.float32(plan.zero_point + 0.5))
+    return np.asarray(np.clip(shifted, np.float32(low), np.float32(high)), dtype=np.int32)
+
+
+def _looked_up(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.float32]:
+    index = words.view(np.uint8) if words.dtype == np.int8 else words
+    return np.asarray(table_array(plan).astype(np.float32)[index])
