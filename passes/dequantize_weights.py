@@ -6,6 +6,7 @@
     ConvInteger, MatMulInteger       the same in floats: W − zero point, the result cast back to 32-bit integers
     Gather(W), DequantizeLinear      Gather of floats
     com.microsoft::MatMulNBits       Transpose, MatMul[, Add]
+    com.microsoft::QLinearAdd, …Mul  Dequantize, Add or Mul on floats, Quantize
 
     QuantizeLinear, DequantizeLinear  Max, Min: values stay within the range, which stands in for a Relu that quantisers
                                       drop, but are not rounded: the change that a small change of weights makes would
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from qtaml_onnx.graph import Owner, constant_array, is_constant, walk
 from qtaml_onnx.passes._graph import NameTable, add_constant, discard
-from qtaml_onnx.quantized import BIAS_INPUTS, gathered_dequantize
+from qtaml_onnx.quantized import BIAS_INPUTS, MICROSOFT, gathered_dequantize
 from qtaml_onnx.weights import Weight, find_weights, float_weights
 
 __all__ = ["DequantizeWeights"]
@@ -53,6 +54,7 @@ class DequantizeWeights(ir.passes.InPlacePass):
         held = {weight.name: weight.value for weight in weights if weight.grid is None}
         for weight in quantised:
             held[weight.name] = _Rewriter(model, weight, names).run()
+        _expand_elementwise(model, names)
         _unround(model, names)
         now = {id(weight.value): weight.name for weight in find_weights(model).weights}
         self.names = {name: now[id(value)] for name, value in held.items() if id(value) in now}
@@ -186,6 +188,27 @@ class _Rewriter:
         result = self.then("MatMul", [self._input(0), self.then("Transpose", [value], {"perm": [1, 0]})])
         bias = self._input(BIAS_INPUTS["MatMulNBits"])
         return result if bias is None else self.then("Add", [result, bias])
+
+
+def _expand_elementwise(model: ir.Model, names: NameTable) -> None:
+    """Floats between Dequantize and Quantize in the place of com.microsoft::QLinearAdd and QLinearMul."""
+    for _root, node in list(walk(model)):
+        if node.domain != MICROSOFT or node.op_type not in ("QLinearAdd", "QLinearMul"):
+            continue
+        given = [*node.inputs, *[None] * (8 - len(node.inputs))]
+        parts = [ir.node("DequantizeLinear", given[first : first + 3]) for first in (0, 3)]
+        parts.append(ir.node(node.op_type.removeprefix("QLinear"), [part.outputs[0] for part in parts]))
+        parts.append(ir.node("QuantizeLinear", [parts[-1].outputs[0], *given[6:8]]))
+        for part in parts:
+            part.name = names.fresh(f"{node.name}/{part.op_type}")
+            part.outputs[0].name = names.fresh(f"{part.name}_output")
+        result, old = parts[-1].outputs[0], node.outputs[0]
+        node.prepend(parts)
+        name, old.name = old.name, f"{old.name}.before"
+        result.type, result.shape = old.type, old.shape
+        old.replace_all_uses_with(result, replace_graph_outputs=True)
+        result.name = name
+        _drop(node)
 
 
 def _unround(model: ir.Model, names: NameTable) -> None:

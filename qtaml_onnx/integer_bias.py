@@ -117,8 +117,9 @@ def _place(weight: Weight, grid: IntegerGrid) -> _Place | None:
     name = str(last.outputs[0].name)
     if bias is None:
         source = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if source is None or source.op_type != "DequantizeLinear":
-            return _Place(name, None, False)
+        readers = [use.node.op_type for use in last.outputs[0].uses()]
+        if source is None or source.op_type != "DequantizeLinear" or readers != ["QuantizeLinear"]:
+            return _Place(name, None, False)  # no integer operator is made of it: a bias in floats is none too many
         if not is_constant(source.inputs[1]) or constant_array(source.inputs[1]).size != 1:  # type: ignore[arg-type]
             return None
         step = float(constant_array(source.inputs[1])) * np.ravel(grid.step).astype(np.float64)  # type: ignore[arg-type]
@@ -131,6 +132,7 @@ def _place(weight: Weight, grid: IntegerGrid) -> _Place | None:
     if not all(value is None or is_constant(value) for value in producer.inputs):
         return None
     words, scale = (constant_array(value) for value in producer.inputs[:2])  # type: ignore[arg-type]
-    if words.dtype != np.int32:
+    point = producer.inputs[2] if len(producer.inputs) > 2 else None
+    if words.dtype != np.int32 or (point is not None and constant_array(point).any()):
         return None
     return _Place(name, np.ravel(scale).astype(np.float64), True)

@@ -21,6 +21,7 @@ from qtaml_onnx.graph import STANDARD_DOMAINS, constant_array, constant_tensor, 
 __all__ = [
     "BIAS_INPUTS",
     "INTEGER_OPERANDS",
+    "MICROSOFT",
     "WORD_BITS",
     "IntegerGrid",
     "Packing",
@@ -38,6 +39,7 @@ _Number = TypeVar("_Number", np.int32, np.float32)
 _FLOAT: np.dtype[np.generic] = np.dtype(np.float32)
 
 MICROSOFT = "com.microsoft"
+"""Domain of onnxruntime's own operators."""
 
 INTEGER_OPERANDS: dict[tuple[str, str], tuple[int, ...]] = {
     ("", "QLinearConv"): (3,),

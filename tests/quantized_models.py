@@ -1,0 +1,206 @@
+"""Small models in every format that quantisers write: by hand, and by onnxruntime's own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+from network_models import network, samples
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+from small_models import info, initializer, normal
+
+Array = NDArray[Any]
+TYPES = {
+    "int4": ml_dtypes.int4,
+    "uint4": ml_dtypes.uint4,
+    "int8": np.int8,
+    "uint8": np.uint8,
+    "int16": np.int16,
+    "uint16": np.uint16,
+}
+ROWS, COLUMNS, BLOCK = 48, 20, 16
+
+
+def limits(kind: str) -> tuple[int, int]:
+    bits = int(kind.lstrip("uint"))
+    return (0, (1 << bits) - 1) if kind.startswith("u") else (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+
+
+def quantise(real: Array, kind: str, axes: tuple[int, ...], symmetric: bool) -> tuple[Array, Array, Array]:
+    """Integers, scales and zero points; one scale for each index of the axes that are not given, kept as extents."""
+    low, high = limits(kind)
+    if symmetric:
+        middle = 0 if low < 0 else (high + 1) // 2
+        scale = np.abs(real).max(axis=axes, keepdims=True) / min(high - middle, middle - low)
+        point = np.full(scale.shape, middle)
+    else:
+        least, most = np.minimum(real.min(axis=axes, keepdims=True), 0), real.max(axis=axes, keepdims=True)
+        scale = (most - least) / (high - low)
+        point = np.rint(low - least / scale)
+    scale = scale.astype(np.float32)
+    return np.clip(np.rint(real / scale) + point, low, high), scale, point
+
+
+def qdq(op_type: str, kind: str, granularity: str, symmetric: bool, scale_type: Any = np.float32) -> onnx.ModelProto:
+    """MatMul, Gemm with transB or Conv whose weight stands behind a DequantizeLinear, with a bias in floats."""
+    skew = np.float32(0 if symmetric else 0.4)
+    real = normal(ROWS, COLUMNS, seed=3) * np.exp(normal(COLUMNS, seed=4) / 2) / 8 + skew
+    channel, attributes = 1, {}
+    if op_type != "MatMul":
+        real, channel = np.ascontiguousarray(real.T), 0
+    if op_type == "Conv":
+        real = real[:, :, None, None]
+    others = tuple(i for i in range(real.ndim) if i != channel)
+    if granularity == "block":
+        split = real.reshape(ROWS // BLOCK, BLOCK, COLUMNS)
+        integers, scale, point = quantise(split, kind, (1,), symmetric)
+        integers, scale, point = integers.reshape(real.shape), scale[:, 0], point[:, 0]
+        attributes = {"axis": 0, "block_size": BLOCK}
+    elif granularity == "channel":
+        integers, scale, point = quantise(real, kind, others, symmetric)
+        scale, point, attributes = scale.ravel(), point.ravel(), {"axis": channel}
+    else:
+        integers, scale, point = quantise(real, kind, tuple(range(real.ndim)), symmetric)
+        scale, point = scale.reshape(()), point.reshape(())
+    elem = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16}[scale_type]
+    constants = {
+        "W": integers.astype(TYPES[kind]),
+        "s": scale.astype(scale_type),
+        "z": point.astype(TYPES[kind]),
+        "b": normal(COLUMNS, seed=5).astype(scale_type),
+    }
+    nodes = [helper.make_node("DequantizeLinear", ["W", "s", "z"], ["V"], **attributes)]
+    if op_type == "MatMul":
+        nodes += [helper.make_node("MatMul", ["x", "V"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])]
+    else:
+        nodes += [helper.make_node(op_type, ["x", "V", "b"], ["y"], **({"transB": 1} if op_type == "Gemm" else {}))]
+    image = [5, 5] if op_type == "Conv" else []
+    x, y = info("x", elem, "N", ROWS, *image), info("y", elem, "N", COLUMNS, *image)
+    graph = helper.make_graph(nodes, "qdq", [x], [y], [initializer(name, array) for name, array in constants.items()])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, feeds: list[dict[str, Array]]) -> None:
+        self._feeds: Iterator[dict[str, Array]] = iter(feeds)
+
+    def get_next(self) -> dict[str, Array] | None:
+        return next(self._feeds, None)
+
+
+def statically(
+    form: str, *, per_channel: bool, weights: QuantType = QuantType.QInt8, proto: onnx.ModelProto | None = None
+) -> onnx.ModelProto:
+    """The small network by onnxruntime's static quantisation, in form QDQ or QOperator."""
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
+        onnx.save(proto or network(), before)
+        quantize_static(
+            before,
+            after,
+            _Reader([feed for feed, _count in samples(32).feeds(16)]),
+            quant_format=QuantFormat[form],
+            per_channel=per_channel,
+            activation_type=QuantType.QUInt8,
+            weight_type=weights,
+        )
+        return onnx.load(after)
+
+
+def dynamically(*, per_channel: bool) -> onnx.ModelProto:
+    """The small network with MatMulInteger and ConvInteger, whose inputs are quantised at run time."""
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
+        onnx.save(network(), before)
+        quantize_dynamic(before, after, per_channel=per_channel, weight_type=QuantType.QInt8)
+        return onnx.load(after)
+
+
+def packed(bits: int, symmetric: bool, inputs: int = 64) -> onnx.ModelProto:
+    """A MatMul as MatMulNBits in blocks of 32, and a bias."""
+    nodes = [helper.make_node("MatMul", ["x", "W"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])]
+    constants = [initializer("W", normal(inputs, 24, seed=3) / np.float32(8)), initializer("b", normal(24, seed=5))]
+    graph = helper.make_graph(nodes, "packed", [info("x", 1, "N", inputs)], [info("y", 1, "N", 24)], constants)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    quantizer = MatMulNBitsQuantizer(proto, block_size=32, is_symmetric=symmetric, bits=bits)
+    quantizer.process()
+    return quantizer.model.model
+
+
+def embedding() -> onnx.ModelProto:
+    """A Gather from integers that a DequantizeLinear follows, as quantisers leave an embedding."""
+    integers, scale, point = quantise(normal(30, 12, seed=3), "uint8", (0, 1), False)
+    nodes = [
+        helper.make_node("Gather", ["W", "i"], ["g"]),
+        helper.make_node("DequantizeLinear", ["g", "s", "z"], ["e"]),
+        helper.make_node("MatMul", ["e", "M"], ["y"]),
+    ]
+    constants = {
+        "W": integers.astype(np.uint8),
+        "s": scale.reshape(()),
+        "z": point.reshape(()).astype(np.uint8),
+        "M": normal(12, 5, seed=4),
+    }
+    tensors = [initializer(name, array) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "embedding", [info("i", TensorProto.INT64, "N")], [info("y", 1, "N", 5)], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def _qdq_formats() -> dict[str, Callable[[], onnx.ModelProto]]:
+    formats: dict[str, Callable[[], onnx.ModelProto]] = {}
+    for kind in TYPES:
+        for granularity in ("tensor", "channel", "block"):
+            for symmetric in (True, False):
+                name = f"qdq-{kind}-{granularity}-{'symmetric' if symmetric else 'asymmetric'}"
+                formats[name] = lambda k=kind, g=granularity, s=symmetric: qdq("MatMul", k, g, s)
+    for op_type in ("Conv", "Gemm"):
+        for kind in ("int8", "uint4"):
+            formats[f"qdq-{op_type}-{kind}"] = lambda o=op_type, k=kind: qdq(o, k, "channel", False)
+    formats["qdq-float16-scales"] = lambda: qdq("MatMul", "int8", "channel", True, np.float16)
+    return formats
+
+
+FORMATS: dict[str, Callable[[], onnx.ModelProto]] = {
+    **_qdq_formats(),
+    "static-qdq-tensor": lambda: statically("QDQ", per_channel=False),
+    "static-qdq-channel": lambda: statically("QDQ", per_channel=True),
+    "static-qdq-uint8": lambda: statically("QDQ", per_channel=False, weights=QuantType.QUInt8),
+    "static-qoperator-tensor": lambda: statically("QOperator", per_channel=False),
+    "static-qoperator-channel": lambda: statically("QOperator", per_channel=True),
+    "dynamic-tensor": lambda: dynamically(per_channel=False),
+    "dynamic-channel": lambda: dynamically(per_channel=True),
+    "embedding": embedding,
+    **{
+        f"packed-{bits}-{'symmetric' if symmetric else 'asymmetric'}-{inputs}": (
+            lambda b=bits, s=symmetric, i=inputs: packed(b, s, i)
+        )
+        for bits in (2, 4, 8)
+        for symmetric in (True, False)
+        for inputs in (64, 80)
+    },
+}
+"""Every format by name."""
+
+
+def feeds(proto: onnx.ModelProto, count: int = 16) -> dict[str, Array]:
+    """Inputs of a model: mostly positive floats, indices for an embedding."""
+    value = proto.graph.input[0]
+    shape = [dim.dim_value or count for dim in value.type.tensor_type.shape.dim]
+    if value.type.tensor_type.elem_type == TensorProto.INT64:
+        return {value.name: np.arange(shape[0]) % 30}
+    half = value.type.tensor_type.elem_type == TensorProto.FLOAT16
+    return {value.name: np.abs(normal(*shape, seed=11)).astype(np.float16 if half else np.float32)}
+
+
+def weights_of(proto: onnx.ModelProto) -> dict[str, Array]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
