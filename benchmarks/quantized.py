@@ -5,10 +5,10 @@
 
 Networks and data are looked for in `../shared/zoo` and `../shared/data` beside the repository. Each network is
 quantised by onnxruntime's own static quantisation (int8 weights, uint8 activations, 256 calibration images) in the
-forms asked for: `qdq-channel`, `qdq-tensor`, `qoperator-channel`, `qoperator-tensor`. Then it is hardened by the default
-method with calibration data for flip rates 0.05 and 0.10, and so is the float network; both meet the same seeds. `kept`
-is the accuracy over that of the same network, float or quantised, without faults. With `--keep-codes` the words of the
-quantised model stay.
+forms asked for: `qdq-channel`, `qdq-tensor`, `qoperator-channel`, `qoperator-tensor`. Then it is hardened by the
+default method with calibration data for flip rates 0.05 and 0.10, and so is the float network; both meet the same
+seeds. `kept` is the accuracy over that of the same network, float or quantised, without faults. With `--keep-codes`
+the words of the quantised model stay.
 
 Times are of the hardened quantised model over the plain one, by turns as in `inference.py`, processor time with one
 thread. The optimised graphs of the two are compared operator by operator.

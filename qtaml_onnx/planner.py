@@ -6,34 +6,40 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qtaml_onnx.allocation import Allocation
 from qtaml_onnx.biases import bias_plan, restored_deviation
 from qtaml_onnx.codebooks import CodeBooks, restored_gain
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.forms import floats, on_grid, read_out_form
+from qtaml_onnx.forms import floats, read_out_form
 from qtaml_onnx.integer_bias import integer_bias
 from qtaml_onnx.layers import Layer, LayerStatistics, extra_variance, find_layer
 from qtaml_onnx.menu import Choice, Menu
 from qtaml_onnx.methods import Design, Method
 from qtaml_onnx.modelio import SourceModel
-from qtaml_onnx.passes.dequantize_weights import DequantizeWeights
 from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.plan import (
     BiasPlan,
     CodeSpec,
     FaultModel,
     LeftOutTensor,
-    PackedWords,
     StoragePlan,
     TensorPlan,
     table_bits,
 )
 from qtaml_onnx.protection import Protection, scheme
+from qtaml_onnx.recoding import (
+    analysis_model,
+    design_choice,
+    kept_choices,
+    mean_square,
+    packed_words,
+    rounding_noise,
+    unit_ratio,
+)
 from qtaml_onnx.sensitivity import Sensitivity
-from qtaml_onnx.storage import error_moments, uniform_code, word_sums
+from qtaml_onnx.storage import uniform_code, word_sums
 from qtaml_onnx.storage.channel_optimized import design_channel_optimized
 from qtaml_onnx.storage.tensor import normalise
 from qtaml_onnx.tensors import LONGEST_KEPT, Scaling, ScalingKind, TensorData, gather
@@ -123,7 +129,7 @@ class Planner:
         ideal = self.protection.name == "ideal"  # whatever the raw rate; codes are defined up to 1/2
         self.residual = 0.0 if ideal else self.protection.residual(raw)
         self.tensors = [gather(weight, per_tensor_scales) for weight in inventory.weights]
-        self.analysis, self._analysed = _analysis(source, inventory)
+        self.analysis, self._analysed = analysis_model(source, inventory)
         self.layers: dict[str, Layer] = {}
         self.statistics: dict[str, LayerStatistics] = {}
         self.biases: dict[str, BiasPlan] = {}
@@ -177,7 +183,7 @@ class Planner:
     def _weighting(self, method: Method) -> list[float]:
         """Output noise energy of each tensor for normalised noise of variance 1, or what stands in for it."""
         magnitude = [
-            tensor.weight.size * _mean_square(tensor.units(self.scaling(method, tensor))) for tensor in self.tensors
+            tensor.weight.size * mean_square(tensor.units(self.scaling(method, tensor))) for tensor in self.tensors
         ]
         if method.weighting == "magnitude" or self.sensitivity is None or not any(self.sensitivity.energy.values()):
             return magnitude
@@ -187,7 +193,7 @@ class Planner:
         probed = []
         for tensor in self.tensors:
             scaling = self._scalings[self._probed_with, tensor.name]
-            probed.append(tensor.weight.size * _mean_square(tensor.units(scaling)))
+            probed.append(tensor.weight.size * mean_square(tensor.units(scaling)))
         return [e * m / p for e, m, p in zip(energy, magnitude, probed, strict=True)]
 
     def menu(self, method: Method, progress: Callable[[], None] = lambda: None, *, protectable: bool = True) -> Menu:
@@ -204,13 +210,17 @@ class Planner:
         return self._menus[key]
 
     def _fixed_length(self, method: Method, tensor: TensorData, weight: float, protectable: bool) -> list[Choice]:
-        kept = self._kept(method, tensor, weight, protectable) if tensor.fixed is not None else []
+        kept = (
+            kept_choices(method, tensor, weight, self.rates, self.residual, protectable)
+            if tensor.fixed is not None
+            else []
+        )
         if kept and (self.keep_codes or method.code != "channel-optimized"):
             return kept
         size, x = tensor.weight.size, self.normalised(method, tensor)
         if method.code == "channel-optimized":
-            books, signal, bits = self.books(method), weight * _mean_square(x), self._word_bits(tensor)
-            rounding = weight * self._rounding(tensor, self.scaling(method, tensor))
+            books, signal, bits = self.books(method), weight * mean_square(x), self._word_bits(tensor)
+            rounding = weight * rounding_noise(tensor, self.scaling(method, tensor))
             coded = [
                 Choice(bits, m, size * m, signal * books.book(bits, m).noise_to_signal + rounding)
                 for m in (range(bits + 1) if protectable else (0,))
@@ -221,41 +231,12 @@ class Planner:
         designs = method.designs(
             x, uniform_code("twos-complement", self.bits), self.rates, residual=self.residual, protectable=protectable
         )
-        rounding = self._rounding(tensor, self.scaling(method, tensor))
-        return [_choice(tensor, replace(design, noise=design.noise + rounding), weight) for design in designs]
+        rounding = rounding_noise(tensor, self.scaling(method, tensor))
+        return [design_choice(tensor, replace(design, noise=design.noise + rounding), weight) for design in designs]
 
     def _word_bits(self, tensor: TensorData) -> int:
         """Word length of a tensor where it is not chosen: that of the words which a quantised model brings along."""
         return tensor.fixed.bits if tensor.fixed is not None else self.bits
-
-    def _kept(self, method: Method, tensor: TensorData, weight: float, protectable: bool) -> list[Choice]:
-        """The choices that keep a quantised tensor's own words and read them in integers of its own."""
-        grid, code = tensor.grid, tensor.fixed
-        if grid is None or code is None:
-            return []
-        scaling = tensor.scaling("peak")
-        x = normalise(tensor.coded, scaling.factors(tensor.values.ndim))
-        sums = word_sums(code, x)
-        choices = []
-        for design in method.designs(x, code, self.rates, residual=self.residual, protectable=protectable):
-            if method.readout != "plain":
-                rates = self.rates.truncated(code.bits).protect(design.protected_planes, self.residual)
-                readout = on_grid(tensor, grid, design.readout)
-                design = replace(design, readout=readout, noise=error_moments(readout, rates, sums).mse)
-            choices.append(_choice(tensor, design, weight * self._unit_ratio(method, tensor, scaling)))
-        return choices
-
-    def _unit_ratio(self, method: Method, tensor: TensorData, scaling: Scaling) -> float:
-        """How much more noise energy a scaling makes of normalised noise than that of a method does.
-
-        Input scales aside: they move noise to where it matters less, which mean squares do not see.
-        """
-        return _mean_square(tensor.units(scaling)) / _mean_square(tensor.units(tensor.scaling(method.scaling)))
-
-    @staticmethod
-    def _rounding(tensor: TensorData, scaling: Scaling) -> float:
-        """Mean-square error of normalised weights from rounding to the integers of a quantised model: 1/12 in them."""
-        return 1 / 12 / _mean_square(scaling.factors(tensor.values.ndim)) if tensor.grid is not None else 0.0
 
     def word_length_menu(
         self, method: Method, progress: Callable[[], None] = lambda: None, *, longest: int = LONGEST_WORD
@@ -279,8 +260,8 @@ class Planner:
                 raise InputError(f"'{tensor.name}' has words already; leave out --bits-per-weight or --keep-codes")
         books, choices = self.books(method), []
         for tensor, weight in zip(self.tensors, self._weighting(method), strict=True):
-            size, signal = tensor.weight.size, weight * _mean_square(self.normalised(method, tensor))
-            rounding = weight * self._rounding(tensor, self.scaling(method, tensor))
+            size, signal = tensor.weight.size, weight * mean_square(self.normalised(method, tensor))
+            rounding = weight * rounding_noise(tensor, self.scaling(method, tensor))
             options = []
             for bits in range(1, min(longest, self.rates.bits) + 1):
                 for protected in (0,) if self.protection.name == "ideal" else (0, bits):
@@ -413,7 +394,7 @@ class Planner:
         scaling = tensor.scaling("peak") if kept else self.scaling(method, tensor)
         x = normalise(tensor.coded, scaling.factors(tensor.values.ndim))
         design = self._design(method, choice, x, worth)
-        noise = design.noise if choice.design is not None else design.noise + self._rounding(tensor, scaling)
+        noise = design.noise if choice.design is not None else design.noise + rounding_noise(tensor, scaling)
         bias = self.biases.get(tensor.name) if method.corrects_bias else None
         if bias is not None and grid is not None:
             layer, coverage = self.layers[tensor.name], self.statistics[tensor.name].coverage
@@ -424,7 +405,7 @@ class Planner:
             rows = rows * self._restored(tensor, scaling, noise)
         sensitivity = None
         if self.sensitivity is not None and self._probed_with == method.scaling:
-            ratio = self._unit_ratio(method, tensor, scaling) if kept else 1.0
+            ratio = unit_ratio(method, tensor, scaling) if kept else 1.0
             sensitivity = self.sensitivity.energy[tensor.name] * ratio
         return TensorPlan(
             name=tensor.name,
@@ -443,14 +424,14 @@ class Planner:
             table=form.table,
             zero_point=form.zero_point,
             limits=form.limits,
-            packing=_packed(tensor),
+            packing=packed_words(tensor),
             parameter_bits=grid.parameter_bits if grid is not None else 0,
             readout=method.readout,
             protected_planes=design.protected_planes,
             stream=stream,
             sensitivity=sensitivity,
             noise=noise,
-            signal=_mean_square(x),
+            signal=mean_square(x),
             bias=bias,
         )
 
@@ -469,29 +450,6 @@ class Planner:
         return restored_deviation(statistics, added)
 
 
-def _analysis(source: SourceModel, inventory: Inventory) -> tuple[ir.Model, dict[str, str]]:
-    """The model to analyse, and the name of each weight there."""
-    if all(weight.grid is None for weight in inventory.weights):
-        return source.model, {weight.name: weight.name for weight in inventory.weights}
-    model, dequantize = source.model.clone(), DequantizeWeights()
-    dequantize(model)
-    return model, {weight.name: dequantize.names[weight.name] for weight in inventory.weights}
-
-
-def _choice(tensor: TensorData, design: Design, weight: float) -> Choice:
-    planes = len(design.protected_planes)
-    return Choice(design.code.bits, planes, tensor.weight.size * planes, weight * design.noise, design)
-
-
-def _packed(tensor: TensorData) -> PackedWords | None:
-    packing = tensor.grid.packing if tensor.grid is not None else None
-    return None if packing is None else PackedWords(bits=packing.bits, shape=packing.shape, filler=packing.filler)
-
-
 def _longest_word(total: float) -> int:
     """The longest word whose table takes but a small share of all bits."""
     return max((b for b in range(1, LONGEST_WORD + 1) if table_bits(b) <= _TABLE_SHARE * total), default=1)
-
-
-def _mean_square(values: NDArray[np.floating]) -> float:
-    return float(np.mean(np.square(values, dtype=np.float64)))
