@@ -156,6 +156,79 @@ def embedding() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def nested(kind: str) -> onnx.ModelProto:
+    """A quantised weight in the branches of an If, or in a model function."""
+    integers, scale, _point = quantise(normal(ROWS, COLUMNS, seed=3), "int8", (0,), True)
+    tensors = [initializer("W", integers.astype(np.int8)), initializer("s", scale.ravel())]
+    body = [
+        helper.make_node("DequantizeLinear", ["W", "s"], ["V"], axis=1),
+        helper.make_node("MatMul", ["x", "V"], ["r"]),
+    ]
+    x, y = info("x", 1, "N", ROWS), info("y", 1, "N", COLUMNS)
+    opsets = [helper.make_opsetid("", 17)]
+    if kind == "function":
+        constants = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in tensors]
+        function = helper.make_function("test", "f", ["x"], ["r"], [*constants, *body], opsets)
+        graph = helper.make_graph([helper.make_node("f", ["x"], ["y"], domain="test")], "outer", [x], [y])
+        opsets = [*opsets, helper.make_opsetid("test", 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=8, functions=[function])
+    out = [info("r", 1, "N", COLUMNS)]
+    branch = helper.make_graph(body, "branch", [], out, tensors)
+    other = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "U"], ["r"])], "other", [], out, [initializer("U", normal(ROWS, COLUMNS))]
+    )
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0),
+        helper.make_node("Greater", ["total", "zero"], ["c"]),
+        helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=other),
+    ]
+    graph = helper.make_graph(nodes, "outer", [x], [y], [initializer("zero", np.float32(0))])
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def integer_operators(op_type: str) -> onnx.ModelProto:
+    """QLinearConv in its first opset, and products whose weight comes first, with a scale or zero point a row."""
+    real = normal(COLUMNS, ROWS, seed=3) + np.float32(0.3)
+    integers, scale, point = quantise(real, "uint8", (1,), False)
+    constants = {
+        "W": integers.astype(np.uint8),
+        "ws": scale.ravel(),
+        "wz": point.ravel().astype(np.uint8),
+        "xs": np.float32(0.02),
+        "ys": np.float32(0.1),
+        "z": np.array(128, np.uint8),
+    }
+    opset, dims = (13, ["N"]) if op_type != "QLinearConv" else (10, [4, 4])
+    quantize = helper.make_node("QuantizeLinear", ["x", "xs", "z"], ["xq"])
+    if op_type == "QLinearConv":
+        constants |= {"W": constants["W"][:, :, None, None], "wz": np.array(120, np.uint8), "ws": np.float32(0.02)}
+        constants["b"] = np.arange(COLUMNS, dtype=np.int32) * 50
+        nodes = [
+            quantize,
+            helper.make_node("QLinearConv", ["xq", "xs", "z", "W", "ws", "wz", "ys", "z", "b"], ["yq"]),
+            helper.make_node("DequantizeLinear", ["yq", "ys", "z"], ["y"]),
+        ]
+    elif op_type == "QLinearMatMul":
+        constants |= {"ws": np.float32(0.02), "wz": np.array(120, np.uint8)}
+        nodes = [
+            quantize,
+            helper.make_node("QLinearMatMul", ["W", "ws", "wz", "xq", "xs", "z", "ys", "z"], ["yq"]),
+            helper.make_node("DequantizeLinear", ["yq", "ys", "z"], ["y"]),
+        ]
+    else:
+        constants["wz"] = np.array(120, np.uint8)
+        nodes = [
+            quantize,
+            helper.make_node("MatMulInteger", ["W", "xq", "wz", "z"], ["yi"]),
+            helper.make_node("Cast", ["yi"], ["y"], to=TensorProto.FLOAT),
+        ]
+    first = ["N"] if op_type == "QLinearConv" else []
+    x, y = info("x", 1, *first, ROWS, *dims), info("y", 1, *first, COLUMNS, *dims)
+    tensors = [initializer(name, array) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "integers", [x], [y], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=5)
+
+
 def _qdq_formats() -> dict[str, Callable[[], onnx.ModelProto]]:
     formats: dict[str, Callable[[], onnx.ModelProto]] = {}
     for kind in TYPES:
@@ -180,6 +253,10 @@ FORMATS: dict[str, Callable[[], onnx.ModelProto]] = {
     "dynamic-tensor": lambda: dynamically(per_channel=False),
     "dynamic-channel": lambda: dynamically(per_channel=True),
     "embedding": embedding,
+    "branch": lambda: nested("branch"),
+    "function": lambda: nested("function"),
+    **{f"left-{op_type}": (lambda o=op_type: integer_operators(o)) for op_type in ("QLinearMatMul", "MatMulInteger")},
+    "opset10-QLinearConv": lambda: integer_operators("QLinearConv"),
     **{
         f"packed-{bits}-{'symmetric' if symmetric else 'asymmetric'}-{inputs}": (
             lambda b=bits, s=symmetric, i=inputs: packed(b, s, i)

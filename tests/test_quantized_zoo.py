@@ -1,4 +1,4 @@
-"""The CIFAR-10 networks by onnxruntime's static quantisation: hardened like the float networks, on integer operators."""
+"""The CIFAR-10 networks by onnxruntime's static quantisation: hardened like in floats, on integer operators."""
 
 from __future__ import annotations
 
