@@ -38,7 +38,7 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 
 # ldpc.py is not among them: it makes the table of residual rates that the package ships.
-BENCHMARKS := design injector physics inference overhead
+BENCHMARKS := design injector physics inference overhead quantized
 
 bench: $(VENV)/.test
 	@mkdir -p out

@@ -70,7 +70,7 @@ def qdq(op_type: str, kind: str, granularity: str, symmetric: bool, scale_type: 
     else:
         integers, scale, point = quantise(real, kind, tuple(range(real.ndim)), symmetric)
         scale, point = scale.reshape(()), point.reshape(())
-    elem = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16}[scale_type]
+    elem = helper.np_dtype_to_tensor_dtype(np.dtype(scale_type))
     constants = {
         "W": integers.astype(TYPES[kind]),
         "s": scale.astype(scale_type),

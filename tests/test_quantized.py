@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from quantized_models import FORMATS, feeds
+from onnx.reference import ReferenceEvaluator
+from quantized_models import FORMATS, feeds, qdq
+from small_models import normal
 from stored_models import fault_options, rates_feed, run, source_model, store
 
 from qtaml_onnx.cli import main
@@ -152,6 +155,22 @@ def test_ledger_counts_words_of_their_own_length_and_the_model_s_scales() -> Non
     assert plan.weight_bits == 4 * 64 * 24
     blocks = 24 * 64 // 32
     assert plan.metadata_bits == blocks * (32 + 4) + 8 * 16
+
+
+@pytest.mark.parametrize("method", ["posterior-mean", "channel-optimized"])
+def test_bfloat16_scales_by_the_reference_evaluator(method: str) -> None:
+    """onnxruntime's CPU has no bfloat16 DequantizeLinear: the read-out is held to the plan's by the ONNX reference."""
+    proto = qdq("MatMul", "int8", "channel", True, ml_dtypes.bfloat16)
+    stored = store(proto, method, 0.05)
+    tensor, weight = stored.plan.tensors[0], find_weights(source_model(proto).model).weights[0]
+    integers = decode_integers(tensor, encode_tensor(tensor, stored_values(weight)))
+    assert not np.array_equal(integers, stored_values(weight))
+    wanted = onnx.ModelProto()
+    wanted.CopyFrom(proto)
+    wanted.graph.initializer[0].CopyFrom(numpy_helper.from_array(integers.astype(np.int8), "W"))
+    x = {"x": np.abs(normal(4, 48, seed=1)).astype(ml_dtypes.bfloat16)}
+    got = ReferenceEvaluator(ir.to_proto(stored.hardened)).run(None, x)[0]
+    np.testing.assert_array_equal(got, ReferenceEvaluator(wanted).run(None, x)[0])
 
 
 @pytest.mark.parametrize(
