@@ -24,6 +24,7 @@ from qtaml_onnx.planner import Planner
 from qtaml_onnx.storage import uniform_code, word_sums
 from qtaml_onnx.storage.channel_optimized import design_channel_optimized
 from qtaml_onnx.storage.tensor import decode_tensor, encode_tensor, normalise
+from qtaml_onnx.tensors import Scaling
 from qtaml_onnx.weights import constant_array
 
 Array = NDArray[Any]
@@ -40,7 +41,7 @@ def without_restored_deviation(planner: Planner, plan: TensorPlan) -> TensorPlan
         return plan
     layer, statistics = planner.layers[plan.name], planner.statistics[plan.name]
     tensor = next(tensor for tensor in planner.tensors if tensor.name == plan.name)
-    rows = tensor.row_units(planner.scaling(CODED, tensor))
+    rows = tensor.row_units(Scaling(np.asarray(plan.weight_scales, dtype=np.float32), plan.channel_axis))
     if rows is None or len(plan.scales) != len(layer.bias):
         return plan
     columns = None if plan.input_scales is None else np.asarray(plan.input_scales)

@@ -141,6 +141,17 @@ def test_kept_codes(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     np.testing.assert_array_equal(words, stored_values(weight).astype(np.int64) & ((1 << bits) - 1))
 
 
+@pytest.mark.parametrize("name", ["static-qdq-channel", "packed-4-symmetric-64"])
+def test_word_lengths_of_their_own(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--bits-per-weight` gives quantised weights longer or shorter words; what they read as stays on the grid."""
+    path, data = files(name, tmp_path)
+    total = 14.0  # tables and biases weigh much in models this small
+    report = hardened(path, data, 0.05, capsys, f"--bits-per-weight {total}")
+    assert report["storage"]["bits_per_weight"] <= total
+    assert {tensor["bits"] for tensor in report["tensors"]} != {8 if "qdq" in name else 4}
+    assert main(f"verify {tmp_path}/o.onnx --original {path}".split()) == 0, capsys.readouterr().out
+
+
 def test_words_of_16_bits_are_left_out_where_codes_must_be_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,6 +205,8 @@ def test_commands_on_plain_quantised_models(name: str, tmp_path: Path, capsys: p
     off = 0.01 if "int16" in name else 1e-6  # words of 8 bits stand for integers of 16
     assert np.abs(got - wanted).max() <= off * np.abs(wanted).max()
     hardened(path, data, 0.02, capsys)
+    assert main(f"inspect {tmp_path}/o.onnx --json".split()) == 0, capsys.readouterr().err
+    assert len(json.loads(capsys.readouterr().out)["tensors"]) == count
     args = f"evaluate {path} {tmp_path}/o.onnx --flip-rate 0.02 --eval {data} --trials 2 --json"
     assert main(args.split()) == 0, capsys.readouterr().err
     models = json.loads(capsys.readouterr().out)["models"]
