@@ -295,7 +295,8 @@ def _grid_of(node: ir.Node, stored: ir.Value, dequantize: ir.Node | None) -> Int
 
 
 def _check_alone(stored: ir.Value) -> None:
-    if len(stored.uses()) > 1:
+    readers = [use.node for use in stored.uses()]
+    if sum(node.op_type in ("DequantizeLinear", "Gather") or bool(integer_operands(node)) for node in readers) > 1:
         raise SiteError("quantised words that several operators read")
 
 
