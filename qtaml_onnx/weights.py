@@ -356,7 +356,8 @@ def _check_dense(stored: ir.Value) -> None:
 
 
 def _check_alone(stored: ir.Value) -> None:
-    if len(stored.uses()) > 1:
+    readers = [use.node for use in stored.uses()]
+    if sum(node.op_type in ("DequantizeLinear", "Gather") or bool(integer_operands(node)) for node in readers) > 1:
         raise SiteError("quantised words that several operators read")
 
 
