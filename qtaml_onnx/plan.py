@@ -142,6 +142,20 @@ class PackedWords(_Value):
     filler: int
 
 
+class Steps(_Value):
+    """The real numbers that the integers of a quantised weight stand for: (integer − zero point) · step.
+
+    Attributes:
+        values: One step, or one a channel.
+        axis: Of the channels; None for one step.
+        dtype: The ONNX float type of the product.
+    """
+
+    values: tuple[float, ...]
+    axis: int | None
+    dtype: str
+
+
 class BiasPlan(_Value):
     """A bias that corrects itself: the graph computes `bias = target − Σ Ŵ · x̄ · coverage` from the weights as read.
 
@@ -210,6 +224,8 @@ class TensorPlan(_Value):
             where channels or blocks have zero points of their own.
         limits: Of the form `integer-grid`: the least and the largest integer of the original.
         packing: Of MatMulNBits: how the integers are packed.
+        steps: What the integers stand for; None of a float weight, and where blocks have steps of their own or channels
+            have zero points of their own.
         parameter_bits: Bits of the steps and zero points that a quantised model brings along.
         readout: The read-out's kind.
         protected_planes: Planes that never flip or flip at the protection's residual rate.
@@ -236,6 +252,7 @@ class TensorPlan(_Value):
     zero_point: int = 0
     limits: tuple[int, int] | None = None
     packing: PackedWords | None = None
+    steps: Steps | None = None
     parameter_bits: int = 0
     readout: str
     protected_planes: tuple[int, ...] = ()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import onnx_ir as ir
 
 from qtaml_onnx.channel import FlipRates
-from qtaml_onnx.forms import on_grid
+from qtaml_onnx.forms import floats, on_grid
 from qtaml_onnx.menu import Choice
 from qtaml_onnx.methods import Design, Method
 from qtaml_onnx.modelio import SourceModel
 from qtaml_onnx.passes.dequantize_weights import DequantizeWeights
-from qtaml_onnx.plan import PackedWords
+from qtaml_onnx.plan import PackedWords, Steps
 from qtaml_onnx.storage import error_moments, word_sums
 from qtaml_onnx.tensors import Scaling, TensorData
 from qtaml_onnx.weights import Inventory
@@ -21,6 +22,7 @@ __all__ = [
     "analysis_model",
     "design_choice",
     "kept_choices",
+    "one_step_a_channel",
     "packed_words",
     "rounding_noise",
     "unit_ratio",
@@ -92,6 +94,15 @@ def unit_ratio(method: Method, tensor: TensorData, scaling: Scaling) -> float:
 def rounding_noise(tensor: TensorData, scaling: Scaling) -> float:
     """Mean-square error of normalised weights from rounding to a quantised model's integers: 1/12 in these; else 0."""
     return 1 / 12 / scaling.mean_square if tensor.grid is not None else 0.0
+
+
+def one_step_a_channel(tensor: TensorData) -> Steps | None:
+    """How a plan records what integers stand for, where one zero point and one step, or one a channel, say it."""
+    grid = tensor.grid
+    if grid is None or grid.block > 1 or (grid.zero_point != grid.center).any():
+        return None
+    dtype = ir.DataType.from_numpy(grid.float_type)
+    return Steps(values=floats(np.ravel(grid.step)), axis=grid.axis, dtype=dtype.name)
 
 
 def packed_words(tensor: TensorData) -> PackedWords | None:
