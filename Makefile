@@ -38,7 +38,7 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 
 # ldpc.py is not among them: it makes the table of residual rates that the package ships.
-BENCHMARKS := design injector campaign sensitivity physics inference overhead size
+BENCHMARKS := design injector campaign sensitivity physics inference quantized overhead size
 
 bench: $(VENV)/.test
 	@mkdir -p out

@@ -8,6 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qtaml_onnx.passes._graph import Carrier, NameTable, add_input, discard
+from qtaml_onnx.passes.dequantize_weights import DequantizeWeights
 from qtaml_onnx.passes.inject_faults import allow_defaults
 from qtaml_onnx.weights import find_weights, float_weights
 
@@ -17,7 +18,7 @@ __all__ = ["ExposeWeights"]
 class ExposeWeights(ir.passes.InPlacePass):
     """Turns the named weights into graph inputs with their values as defaults.
 
-    A quantised weight is exposed behind its DequantizeLinear, as float.
+    Quantised weights are made floats first, all of them, and exposed as such.
 
     Attributes:
         names: Which weights, by the names that `find_weights` gives.
@@ -32,7 +33,10 @@ class ExposeWeights(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites in place."""
-        weights = {weight.name: weight for weight in find_weights(model).weights}
+        dequantize = DequantizeWeights()
+        dequantize(model)
+        found = {weight.name: weight for weight in find_weights(model).weights}
+        weights = {name: found[now] for name, now in dequantize.names.items()}
         table = NameTable(model)
         allow_defaults(model)
         carrier = Carrier(model)
@@ -42,7 +46,6 @@ class ExposeWeights(ir.passes.InPlacePass):
             source = add_input(model, table.fresh(f"qtaml_weight_{number}"), array)
             inner = carrier.into(weight.owner, source)
             weight.value.replace_all_uses_with(inner, replace_graph_outputs=True)
-            if weight.dequantize is None:
-                discard(weight.value)
+            discard(weight.value)
             self.inputs[name] = str(source.name)
         return ir.passes.PassResult(model, modified=bool(self.names))

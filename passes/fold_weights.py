@@ -22,6 +22,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from qtaml_onnx.graph import STANDARD_DOMAINS, Owner, constant_array, is_constant, walk
 from qtaml_onnx.operands import LAYOUT_OPERATORS, weight_operands
 from qtaml_onnx.passes._graph import add_constant
+from qtaml_onnx.quantized import integer_operands
 
 __all__ = ["FoldWeights"]
 
@@ -44,7 +45,7 @@ class FoldWeights(ir.passes.InPlacePass):
         for root, node in list(walk(model)):
             if node.op_identifier() in model.functions:
                 continue
-            for operand in weight_operands(node):
+            for operand in (*weight_operands(node), *integer_operands(node)):
                 value = _behind_layout(node.inputs[operand]) if operand < len(node.inputs) else None
                 producer = value.producer() if value is not None else None
                 if value is not None and producer is not None and id(producer) in computable:

@@ -18,7 +18,7 @@ import logging
 import numpy as np
 import onnx_ir as ir
 
-from qtaml_onnx.graph import Owner, constant_array, constant_tensor, is_constant
+from qtaml_onnx.graph import Owner, constant_array, constant_tensor
 from qtaml_onnx.passes._graph import NameTable, add_constant, discard, insert_at_start
 from qtaml_onnx.plan import StoragePlan
 from qtaml_onnx.small import find_small
@@ -55,9 +55,8 @@ class RepeatSmall(ir.passes.InPlacePass):
         self._chosen = [small.value for small in find_small(before) if small.name in wanted]
         stored = {tensor.name for tensor in plan.tensors}
         for weight in find_weights(before).weights:
-            scale = weight.dequantize.inputs[1] if weight.dequantize is not None else None
-            if weight.name in stored and scale is not None and is_constant(scale):
-                self._chosen.append(scale)
+            if weight.name in stored:
+                self._chosen += weight.parameters
         self._old = {id(value): value for _name, value in constants_of(before)}  # held, so that no id is used again
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -7,13 +7,13 @@ A float weight W becomes
 
 and where the model's own type is another, a Cast to it (and a Reshape to the same shape, which keeps half-precision
 rounding in place). All is on constants, so that onnxruntime computes W once at load and nothing of it is left at
-inference. A quantised weight keeps its DequantizeLinear, whose words become `table[words]` (folded as well) and whose
-scale and zero point are replaced: what onnxruntime makes of integer words, it still makes.
+inference. How the integers of a quantised weight are stored and read is in `store_quantized`.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -21,9 +21,10 @@ import onnx_ir as ir
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.graph import Owner, constant_tensor
 from qtaml_onnx.passes._graph import NameTable, add_constant, discard, insert_at_start
+from qtaml_onnx.passes.store_quantized import store_quantized
 from qtaml_onnx.plan import StoragePlan, TensorPlan, table_array
 from qtaml_onnx.storage.tensor import along_channels, encode_tensor
-from qtaml_onnx.weights import Weight, constant_array, find_weights
+from qtaml_onnx.weights import Weight, find_weights
 
 __all__ = ["StoreWeights"]
 
@@ -54,10 +55,11 @@ class StoreWeights(ir.passes.InPlacePass):
             weight = weights.get(tensor.name)
             if weight is None or weight.shape != tensor.shape:
                 raise InputError(f"the plan's tensor '{tensor.name}' {list(tensor.shape)} is not in this model")
-            if weight.dequantize is None:
-                _store_float(model, weight, tensor, names, tables, later)
+            words, table = _words(tensor, weight, later), _shared(model, weight, tensor, names, tables)
+            if weight.grid is None:
+                _store_float(model, weight, tensor, words, names, table)
             else:
-                _store_quantised(model, weight, tensor, names, later)
+                store_quantized(model, weight, tensor, words, names, table)
             logger.debug("store %s: %d-bit %s, %s", tensor.name, tensor.bits, tensor.code.kind, tensor.readout)
         logger.info("store weights: %d tensors", len(self.plan.tensors))
         return ir.passes.PassResult(model, modified=bool(self.plan.tensors))
@@ -81,12 +83,28 @@ class _Tables:
         return value
 
 
-def _words(plan: TensorPlan, source: ir.Value, later: bool) -> ir.TensorProtocol:
-    """The stored words of a constant, encoded now, or whenever they are read where those of a whole model take much."""
-    tensor = constant_tensor(source)
+def _shared(
+    model: ir.Model, weight: Weight, plan: TensorPlan, names: NameTable, tables: _Tables
+) -> Callable[[], ir.Value]:
+    """Gives the table of a tensor, made when it is first asked for."""
+
+    def table() -> ir.Value:
+        known = tables.get(weight.owner, plan)
+        if known is not None:
+            return known
+        made = add_constant(model, weight.owner, names.fresh(f"{plan.name}.table"), table_array(plan))
+        return tables.keep(weight.owner, plan, made)
+
+    return table
+
+
+def _words(plan: TensorPlan, weight: Weight, later: bool) -> ir.TensorProtocol:
+    """The stored words of a weight, encoded now, or whenever they are read where those of a whole model take much."""
+    tensor, grid = constant_tensor(weight.stored), weight.grid
 
     def encode() -> ir.TensorProtocol:
-        return ir.tensor(encode_tensor(plan, np.asarray(tensor.numpy())))
+        stored = np.asarray(tensor.numpy())
+        return ir.tensor(encode_tensor(plan, stored if grid is None else grid.integers(stored)))
 
     if not later:
         return encode()
@@ -94,11 +112,15 @@ def _words(plan: TensorPlan, source: ir.Value, later: bool) -> ir.TensorProtocol
 
 
 def _store_float(
-    model: ir.Model, weight: Weight, plan: TensorPlan, names: NameTable, tables: _Tables, later: bool
+    model: ir.Model,
+    weight: Weight,
+    plan: TensorPlan,
+    words: ir.TensorProtocol,
+    names: NameTable,
+    shared: Callable[[], ir.Value],
 ) -> None:
     old = weight.value
     owner = weight.owner
-    words = _words(plan, old, later)
     rank = len(plan.shape)
 
     def constant(suffix: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
@@ -119,9 +141,7 @@ def _store_float(
         if plan.offset:
             value = then("Sub", [value, constant("offset", np.asarray(plan.offset, dtype=np.float32))])
     else:
-        table = tables.get(owner, plan)
-        if table is None:
-            table = tables.keep(owner, plan, constant("table", table_array(plan)))
+        table = shared()
         if plan.table_type != "FLOAT":
             table = then("Cast", [table], {"to": ir.DataType.FLOAT})
         index = then("Cast", [stored], {"to": ir.DataType.INT32})
@@ -155,60 +175,3 @@ def _take_place(old: ir.Value, new: ir.Value, owner: Owner, nodes: list[ir.Node]
     else:
         insert_at_start(owner, nodes)
     discard(old)
-
-
-def _store_quantised(model: ir.Model, weight: Weight, plan: TensorPlan, names: NameTable, later: bool) -> None:
-    node = weight.dequantize
-    if node is None:
-        raise InputError(f"'{plan.name}' is not behind a DequantizeLinear")
-    old = weight.stored
-    owner = weight.owner
-    stored = add_constant(model, owner, names.fresh(plan.words_name), _words(plan, old, later))
-    value, nodes = stored, []
-    if plan.form == "integer-table":
-        table = add_constant(model, owner, names.fresh(f"{plan.name}.table"), table_array(plan))
-        cast = ir.node("Cast", [stored], {"to": ir.DataType.INT32}, name=names.fresh(f"{plan.name}.read_out/Cast"))
-        gather = ir.node(
-            "Gather", [table, cast.outputs[0]], {"axis": 0}, name=names.fresh(f"{plan.name}.read_out/Gather")
-        )
-        cast.outputs[0].name = names.fresh(f"{plan.name}.read_out/Cast_output")
-        gather.outputs[0].name = names.fresh(f"{plan.name}.read_out/Gather_output")
-        value, nodes = gather.outputs[0], [cast, gather]
-        value.type, value.shape = ir.TensorType(ir.DataType[plan.dtype]), ir.Shape(plan.shape)
-        _replace_scale(model, weight, plan, names)
-    node.replace_input_with(0, value)
-    if nodes:
-        node.prepend(nodes)
-    discard(old)
-
-
-def _replace_scale(model: ir.Model, weight: Weight, plan: TensorPlan, names: NameTable) -> None:
-    node = weight.dequantize
-    if node is None or node.inputs[1] is None:
-        return
-    scale = constant_array(node.inputs[1])
-    _replace_constant(
-        model,
-        weight,
-        node,
-        1,
-        f"{plan.name}.scale",
-        np.asarray(plan.scales, dtype=scale.dtype).reshape(scale.shape),
-        names,
-    )
-    point = np.full(scale.shape, plan.zero_point, dtype=plan.dtype.lower())
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        if (constant_array(node.inputs[2]) != point).any():
-            _replace_constant(model, weight, node, 2, f"{plan.name}.zero_point", point, names)
-    elif plan.zero_point or plan.dtype != "UINT8":  # without a zero point the words would be read as they are stored
-        node.resize_inputs(3)
-        _replace_constant(model, weight, node, 2, f"{plan.name}.zero_point", point, names)
-
-
-def _replace_constant(
-    model: ir.Model, weight: Weight, node: ir.Node, index: int, name: str, array: np.ndarray, names: NameTable
-) -> None:
-    old = node.inputs[index]
-    node.replace_input_with(index, add_constant(model, weight.owner, names.fresh(name), array))
-    if old is not None:
-        discard(old)

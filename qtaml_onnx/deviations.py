@@ -84,7 +84,8 @@ class DeviationRestorer:
         """The plan with corrected scales.
 
         Args:
-            plan: The plan; tensors without a self-correcting bias or without a scale an output channel are left alone.
+            plan: The plan; quantised tensors are left alone, and those without a self-correcting bias or without a
+                scale an output channel.
             progress: Called after each simulated device: `ROUNDS` times `DEVICES`.
 
         Raises:
@@ -117,7 +118,7 @@ class DeviationRestorer:
 
     def _scaled(self, tensor: TensorPlan) -> bool:
         layer = self.layers.get(tensor.name)
-        if layer is None or tensor.bias is None or layer.output in self.outputs:
+        if layer is None or tensor.bias is None or tensor.quantized or layer.output in self.outputs:
             return False
         return len(tensor.scales) == len(layer.bias)
 

@@ -1,18 +1,18 @@
-"""How a design is written into the graph: as an affine read-out, a table, or through a DequantizeLinear."""
+"""How a design is written into the graph: an affine read-out, a table, or integers for a quantised model."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qtaml_onnx.plan import HALF_PRECISION_BITS, Form, WordsType
+from qtaml_onnx.quantized import IntegerGrid
 from qtaml_onnx.storage import Code, ReadOut
-from qtaml_onnx.tensors import HALF_RANGE, Scaling, TensorData
+from qtaml_onnx.tensors import Scaling, TensorData
 
-__all__ = ["ReadOutForm", "floats", "read_out_form"]
+__all__ = ["ReadOutForm", "floats", "on_grid", "read_out_form"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class ReadOutForm:
     offset: float = 0.0
     table: tuple[float, ...] | None = None
     zero_point: int = 0
+    limits: tuple[int, int] | None = None
 
 
 def floats(values: NDArray[np.floating]) -> tuple[float, ...]:
@@ -41,14 +42,18 @@ def read_out_form(tensor: TensorData, code: Code, readout: ReadOut, scaling: Sca
         readout: Its read-out, in normalised weights.
         scaling: What normalised weights are multiplied by.
     """
-    if tensor.step is not None:
-        return _quantised(tensor, readout)
+    if tensor.grid is not None:
+        return _quantised(tensor, tensor.grid, code, readout, scaling)
     return _affine(code, readout, scaling) or ReadOutForm(
         "table",
         "UINT8" if code.bits <= 8 else "UINT16",
         scaling.rows,
-        table=floats(readout.table.astype(np.float16 if code.bits <= HALF_PRECISION_BITS else np.float32)),
+        table=_real_table(code, readout),
     )
+
+
+def _real_table(code: Code, readout: ReadOut) -> tuple[float, ...]:
+    return floats(readout.table.astype(np.float16 if code.bits <= HALF_PRECISION_BITS else np.float32))
 
 
 def _affine(code: Code, readout: ReadOut, scaling: Scaling) -> ReadOutForm | None:
@@ -65,15 +70,33 @@ def _affine(code: Code, readout: ReadOut, scaling: Scaling) -> ReadOutForm | Non
     return ReadOutForm("affine", "INT8" if signed else "UINT8", rows, offset=float(np.float32(-offset / slope)))
 
 
-def _quantised(tensor: TensorData, readout: ReadOut) -> ReadOutForm:
-    """Words of a DequantizeLinear: as they are for a plain read-out, else through a table of integers of that type."""
-    signed = tensor.weight.dtype == ir.DataType.INT8
-    step = np.asarray(tensor.step, dtype=np.float64)
-    if readout.kind == "plain":
-        kind: WordsType = "INT8" if signed else "UINT8"
-        return ReadOutForm("dequantize", kind, step.astype(np.float32), zero_point=tensor.zero_point)
-    values = readout.table * HALF_RANGE
-    stretch = float(np.abs(values).max()) / HALF_RANGE or 1.0
-    zero = 0 if signed else 128
-    rows = (step * stretch).astype(np.float32)
-    return ReadOutForm("integer-table", "UINT8", rows, table=floats(np.rint(values / stretch) + zero), zero_point=zero)
+def on_grid(tensor: TensorData, grid: IntegerGrid, readout: ReadOut) -> ReadOut:
+    """The read-out of kept words as integers of the model's own: rounded, and within what the tensor holds anyway.
+
+    Args:
+        tensor: The weight.
+        grid: Its integers.
+        readout: A read-out of its kept code, in normalised weights.
+    """
+    low, high = tensor.limits
+    integers = np.clip(np.floor(readout.table * grid.half_range + grid.center + 0.5), low, high)
+    return ReadOut(readout.kind, (integers - grid.center) / grid.half_range)
+
+
+def _quantised(tensor: TensorData, grid: IntegerGrid, code: Code, readout: ReadOut, scaling: Scaling) -> ReadOutForm:
+    """Integers in the place of the model's own, on the same grid: its steps and zero points stay as they are."""
+    if code.name.startswith("stored-"):
+        if readout.kind == "plain" and grid.bits == 8 and grid.packing is None:
+            return ReadOutForm("dequantize", "INT8" if grid.signed else "UINT8", scaling.rows, zero_point=grid.center)
+        if readout.kind != "plain":
+            readout = on_grid(tensor, grid, readout)
+        integers = np.rint(readout.table * grid.half_range) + grid.center
+        return ReadOutForm("integer-table", "UINT8", scaling.rows, table=floats(integers), zero_point=grid.center)
+    return ReadOutForm(
+        "integer-grid",
+        "UINT8" if code.bits <= 8 else "UINT16",
+        scaling.rows,
+        table=_real_table(code, readout),
+        zero_point=grid.center,
+        limits=tensor.limits,
+    )

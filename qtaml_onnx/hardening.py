@@ -148,7 +148,13 @@ def harden_source(
     """`harden` on what was read already; see there. `sweep` takes the place of multiples of the designed rates."""
     method = options.check(evaluation is not None)
     original = ir.to_proto(source.model) if evaluation is not None else None
-    inventory = prepare(source, list(options.include), list(options.exclude), weights_needed=not options.include_small)
+    inventory = prepare(
+        source,
+        list(options.include),
+        list(options.exclude),
+        weights_needed=not options.include_small,
+        keep_codes=options.keep_codes,
+    )
     planner = Planner(
         source,
         inventory,
@@ -158,6 +164,7 @@ def harden_source(
         protection=options.protection,
         input_scales=options.input_scales,
         codes={method.name: options.code} if options.code else None,
+        keep_codes=options.keep_codes,
     )
     if options.include_small:
         planner.small = SmallStorage(source.model, options.small_copies)
@@ -222,7 +229,7 @@ def _calibrate(planner: Planner, calibration: Dataset, correct_biases: bool, pro
     batch = 64
     with progress.steps("calibrate", -(-len(data) // batch)) as step:
         statistics = calibrate_layers(
-            planner.source.model, list(planner.layers.values()), data, batch_size=batch, progress=step
+            planner.analysis, list(planner.layers.values()), data, batch_size=batch, progress=step
         )
     planner.use_statistics(statistics, correct_biases=correct_biases)
 
@@ -294,10 +301,14 @@ def _probe(
 
 
 def _restorer(planner: Planner, calibration: Dataset | None, seed: int) -> Restore:
-    """What finishes a plan: restores the deviations of layer outputs where biases correct themselves."""
-    if calibration is None or not planner.biases:
+    """What finishes a plan: restores the deviations of layer outputs where biases correct themselves.
+
+    Not of quantised layers, whose scales are the model's own.
+    """
+    floats = {tensor.name for tensor in planner.tensors if tensor.grid is None}
+    layers = {name: planner.layers[name] for name in planner.biases if name in floats}
+    if calibration is None or not layers:
         return lambda plan, _progress: plan
-    layers = {name: planner.layers[name] for name in planner.biases}
     restorer = DeviationRestorer(
         planner.source.model, lambda plan: carry_out(planner.source, plan)[1], layers, calibration, seed=seed
     )

@@ -81,8 +81,8 @@ def find_layer(model: ir.Model, weight: Weight) -> tuple[Layer | None, str]:
         weight: One of its weights.
     """
     node = weight.consumer
-    if weight.dequantize is not None:
-        return None, "quantised weights keep their integer bias"
+    if weight.grid is not None:
+        return None, "quantised: its layer is looked for in the model with float weights"
     if node.graph is not model.graph or weight.owner is not model.graph:
         return None, "inside a subgraph or function"
     if len(weight.value.uses()) != 1 or weight.operand != 1 or node.inputs[1] is not weight.value:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qtaml_onnx.graph import STANDARD_DOMAINS
+from qtaml_onnx.quantized import BIAS_INPUTS, MICROSOFT
 
 __all__ = ["LAYOUT_OPERATORS", "WEIGHT_OPERANDS", "role_of", "weight_operands"]
-
-FUSED_DOMAIN = "com.microsoft"
-"""Domain of the operators that onnxruntime's own offline optimiser fuses; any onnxruntime runs them."""
 
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 
@@ -26,23 +24,30 @@ WEIGHT_OPERANDS: dict[tuple[str, str], tuple[int, ...]] = {
     ("", "LSTM"): (1, 2),
     ("", "MatMul"): (1, 0),
     ("", "RNN"): (1, 2),
-    (FUSED_DOMAIN, "Attention"): (1,),
-    (FUSED_DOMAIN, "CausalConvWithState"): (1,),
-    (FUSED_DOMAIN, "ConvTransposeWithDynamicPads"): (1,),
-    (FUSED_DOMAIN, "EmbedLayerNormalization"): (2, 3, 4),
-    (FUSED_DOMAIN, "FusedConv"): (1,),
-    (FUSED_DOMAIN, "FusedGemm"): (1, 0),
-    (FUSED_DOMAIN, "FusedMatMul"): (1, 0),
-    (FUSED_DOMAIN, "MoE"): (2, 4, 6),
-    (FUSED_DOMAIN, "MultiHeadAttention"): (1, 2, 0),
-    (FUSED_DOMAIN, "TransposeMatMul"): (1, 0),
+    (MICROSOFT, "Attention"): (1,),
+    (MICROSOFT, "CausalConvWithState"): (1,),
+    (MICROSOFT, "ConvTransposeWithDynamicPads"): (1,),
+    (MICROSOFT, "EmbedLayerNormalization"): (2, 3, 4),
+    (MICROSOFT, "FusedConv"): (1,),
+    (MICROSOFT, "FusedGemm"): (1, 0),
+    (MICROSOFT, "FusedMatMul"): (1, 0),
+    (MICROSOFT, "MoE"): (2, 4, 6),
+    (MICROSOFT, "MultiHeadAttention"): (1, 2, 0),
+    (MICROSOFT, "TransposeMatMul"): (1, 0),
 }
 """By domain and operator: the operands that are weights where they are constant, the usual one first."""
 
 LAYOUT_OPERATORS = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 """Operators that only change the layout of a weight."""
 
-_INTEGER_OPERATORS = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"})
+
+def _quantised(
+    *op_types: str, scales: tuple[int, ...] = (), points: tuple[int, ...] = ()
+) -> dict[tuple[str, int], str]:
+    """Roles of the scales and zero points of operators."""
+    roles = {**dict.fromkeys(scales, "scale"), **dict.fromkeys(points, "zero point")}
+    return {(op_type, index): role for op_type in op_types for index, role in roles.items()}
+
 
 _ROLES: dict[tuple[str, int], str] = {
     **{(op_type, 2): "bias" for op_type in ("Conv", "ConvTranspose", "Gemm")},
@@ -71,6 +76,13 @@ _ROLES: dict[tuple[str, int], str] = {
         for op_type in ("QuantizeLinear", "DequantizeLinear")
         for index, what in ((1, "scale"), (2, "zero point"))
     },
+    **dict.fromkeys(BIAS_INPUTS.items(), "bias"),
+    **_quantised("QLinearConv", "QLinearMatMul", "QGemm", scales=(1, 4), points=(2, 5)),
+    **_quantised("QLinearConv", "QLinearMatMul", scales=(6,), points=(7,)),
+    **_quantised("QGemm", scales=(7,), points=(8,)),
+    **_quantised("QLinearAdd", "QLinearMul", scales=(1, 4, 6), points=(2, 5, 7)),
+    **_quantised("ConvInteger", "MatMulInteger", points=(2, 3)),
+    **_quantised("MatMulNBits", scales=(2,), points=(3,)),
 }
 """What small operands are, where the operator says it."""
 
@@ -91,8 +103,8 @@ def role_of(value: ir.Value) -> str:
     """Why a constant that is read is not stored as weights: what its first reader takes it for."""
     use = next(iter(value.uses()))
     op_type = use.node.op_type
-    if op_type in _INTEGER_OPERATORS:
-        return f"input {use.idx} of {op_type}: integer operators are not hardened; export the model in QDQ form"
+    if op_type == "DequantizeLinear" and use.idx == 0 and value.dtype == ir.DataType.INT32:
+        return "bias in 32-bit integers: kept in safe storage"
     role = _ROLES.get((op_type, use.idx))
     if op_type == "Add" and value.shape is not None and len(value.shape) == 1:
         other = use.node.inputs[1 - use.idx]

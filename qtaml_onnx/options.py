@@ -37,6 +37,8 @@ class HardenOptions:
         input_scales: Whether inputs of a layer get scales of their own, likewise.
         sensitivity: How tensors are weighed: `probe` runs the model, `magnitude` looks at the weights alone and needs
             no more memory than one tensor, `auto` probes models of at most 1 GiB, and any with calibration data.
+        keep_codes: Whether the words of quantised weights stay as they are: only their read-out, protection and biases
+            are changed then.
         include: Patterns of weights to harden; all if empty.
         exclude: Patterns of weights to leave alone.
         include_small: Whether biases, norms, scales and zero points are in the fault model too.
@@ -63,6 +65,7 @@ class HardenOptions:
     bias_correction: bool = True
     input_scales: bool = True
     sensitivity: str = "auto"
+    keep_codes: bool = False
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     include_small: bool = False

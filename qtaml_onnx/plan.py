@@ -36,7 +36,13 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 
-Form = Literal["affine", "table", "dequantize", "integer-table"]
+INTEGER_TYPES = {
+    **{"INT8": "int8", "UINT8": "uint8", "INT16": "int16", "UINT16": "uint16"},
+    **{"INT4": "int8", "UINT4": "uint8"},  # onnxruntime gathers nothing shorter than 8 bits
+}
+"""By the type of a quantised weight, the NumPy type that holds its integers, in tables as well."""
+
+Form = Literal["affine", "table", "dequantize", "integer-table", "integer-grid"]
 WordsType = Literal["INT8", "UINT8", "UINT16"]
 
 
@@ -103,6 +109,53 @@ class CodeSpec(_Value):
         )
 
 
+class QuantizedBias(_Value):
+    """A bias that corrects itself from integers: `bias = target − scale · Σ (integer − zero point) · x̄ · coverage`.
+
+    Attributes:
+        rounded: Whether the bias is stored in 32-bit integers, in units of x_scale · w_scale: the target and the sum
+            are in these units, and the result is rounded.
+        zero_points: What the weights' integers are counted from: one, or one a channel.
+        zero_shape: Shape in which they broadcast against the weights.
+        scales: Where the bias is a float, the weights' steps: one, or one an output channel; else empty.
+        step: Where the model had no bias and gets a rounded one behind a DequantizeLinear, that operator's scales.
+    """
+
+    rounded: bool
+    zero_points: tuple[int, ...] = (0,)
+    zero_shape: tuple[int, ...] = ()
+    scales: tuple[float, ...] = ()
+    step: tuple[float, ...] = ()
+
+    @property
+    def metadata_bits(self) -> int:
+        """Bits of the copies of zero points and steps that the correction reads."""
+        points = 32 * len(self.zero_points) if any(self.zero_points) else 0
+        return points + 32 * (len(self.scales) + len(self.step))
+
+
+class PackedWords(_Value):
+    """How read words are packed into bytes for MatMulNBits: see `qtaml_onnx.quantized.Packing`."""
+
+    bits: int
+    shape: tuple[int, int, int]
+    filler: int
+
+
+class Steps(_Value):
+    """The real numbers that the integers of a quantised weight stand for: (integer − zero point) · step.
+
+    Attributes:
+        values: One step, or one a channel.
+        axis: Of the channels; None for one step.
+        dtype: The ONNX float type of the product.
+    """
+
+    values: tuple[float, ...]
+    axis: int | None
+    dtype: str
+
+
 class BiasPlan(_Value):
     """A bias that corrects itself: the graph computes `bias = target − Σ Ŵ · x̄ · coverage` from the weights as read.
 
@@ -116,6 +169,7 @@ class BiasPlan(_Value):
         target: c = b + W·x̄ an output channel, float32: it takes the place of the bias.
         grouped_shape: Shape [groups, outputs a group, inputs a group, kernel…] of a grouped convolution's weights.
         has_bias: Whether the model had a bias, whose place the target takes; else it is new.
+        quantized: Of a quantised weight, whose integers the sum runs over; None of a float weight.
     """
 
     output: str
@@ -127,6 +181,7 @@ class BiasPlan(_Value):
     target: tuple[float, ...]
     grouped_shape: tuple[int, ...] | None = None
     has_bias: bool = True
+    quantized: QuantizedBias | None = None
 
     @property
     def target_shape(self) -> tuple[int, ...]:
@@ -136,7 +191,8 @@ class BiasPlan(_Value):
     @property
     def metadata_bits(self) -> int:
         """Bits that the correction adds to what the model stored before."""
-        return 16 * (len(self.mean_input) + len(self.coverage or ())) + (0 if self.has_bias else 32 * len(self.target))
+        bits = 16 * (len(self.mean_input) + len(self.coverage or ())) + (0 if self.has_bias else 32 * len(self.target))
+        return bits + (self.quantized.metadata_bits if self.quantized else 0)
 
 
 class TensorPlan(_Value):
@@ -145,15 +201,18 @@ class TensorPlan(_Value):
     Attributes:
         name: The tensor, as `inspect` names it.
         op_type: The operator that reads it.
-        dtype: The ONNX element type of the constant in the source model: a float type, or INT8 or UINT8 behind a
-            DequantizeLinear.
+        dtype: The ONNX element type of the constant in the source model: a float type, or the integers of a quantised
+            weight; UINT8 of packed words.
         shape: Its shape.
         channel_axis: The axis along which `scales` run; None for a single scale.
         code: The code, on weights divided by their channel's `weight_scales`.
-        form: How the graph reads it: `affine` is (word − offset)·scale, `table` is table[word]·scale, `dequantize` is
-            the model's own DequantizeLinear on the words, `integer-table` the same on table[word].
+        form: How the graph reads it: `affine` is (word − offset)·scale, `table` is table[word]·scale. The others give
+            a quantised model's operators integers in the place of its own: `dequantize` the words themselves,
+            `integer-table` table[word], `integer-grid` table[word]·scale + zero point, rounded and kept within
+            `limits`. The model's own steps and zero points stay.
         words_type: Type of the stored initializer, INT8, UINT8 or UINT16.
-        weight_scales: What weights are divided by before coding, float32, one a channel or one.
+        weight_scales: What weights are divided by before coding, float32, one a channel or one. Of a quantised weight,
+            it is integers less the zero point that are divided.
         scales: What the read-out multiplies by, float32, as many.
         input_scales: What weights are divided by before coding and multiplied by after, one an input channel, half
             precision; None for no such scales.
@@ -161,7 +220,13 @@ class TensorPlan(_Value):
         offset: Of the form `affine`, in words.
         table: Of the forms `table` (normalised weights, half precision up to 10-bit words) and `integer-table`
             (integers), one entry a word.
-        zero_point: Of the DequantizeLinear in the integer forms.
+        zero_point: The integer that quantised weights are coded around: their zero point, or the middle of the range
+            where channels or blocks have zero points of their own.
+        limits: Of the form `integer-grid`: the least and the largest integer of the original.
+        packing: Of MatMulNBits: how the integers are packed.
+        steps: What the integers stand for; None of a float weight, and where blocks have steps of their own or channels
+            have zero points of their own.
+        parameter_bits: Bits of the steps and zero points that a quantised model brings along.
         readout: The read-out's kind.
         protected_planes: Planes that never flip or flip at the protection's residual rate.
         stream: Decorrelates the faults of tensors.
@@ -185,6 +250,10 @@ class TensorPlan(_Value):
     offset: float = 0.0
     table: tuple[float, ...] | None = None
     zero_point: int = 0
+    limits: tuple[int, int] | None = None
+    packing: PackedWords | None = None
+    steps: Steps | None = None
+    parameter_bits: int = 0
     readout: str
     protected_planes: tuple[int, ...] = ()
     stream: int
@@ -226,12 +295,21 @@ class TensorPlan(_Value):
         """Bits of the table."""
         if self.table is None:
             return 0
-        return 8 * len(self.table) if self.form == "integer-table" else table_bits(self.bits)
+        if self.form == "integer-table":
+            return (16 if self.dtype in ("INT16", "UINT16") else 8) * len(self.table)
+        return table_bits(self.bits)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the operator reads integers."""
+        return self.form in ("dequantize", "integer-table", "integer-grid")
 
     @property
     def metadata_bits(self) -> int:
         """Bits beside the words and the table that must themselves be safe: scales, offset, bias correction."""
-        bits = 32 * len(self.scales) + 16 * len(self.input_scales or ())
+        bits = self.parameter_bits + 16 * len(self.input_scales or ())
+        if self.form in ("affine", "table", "integer-grid"):
+            bits += 32 * len(self.scales)
         if self.form == "affine" and self.offset:
             bits += 32
         if self.bias is not None:
@@ -324,7 +402,7 @@ class StoragePlan(_Value):
     @property
     def metadata_bits(self) -> int:
         """Bits of scales, tables and bias corrections, all copies; a table that several tensors share counts once."""
-        tables = {(t.form, t.table): t.table_bits for t in self.tensors}
+        tables = {(t.form == "integer-table", t.table): t.table_bits for t in self.tensors}
         copies = self.small.copies if self.small is not None else 1
         return copies * (sum(t.metadata_bits for t in self.tensors) + sum(tables.values()))
 
@@ -398,21 +476,39 @@ def _check(plan: TensorPlan) -> None:
             raise InputError(f"{where} has {len(values)} {what} along axis {axis} of shape {list(plan.shape)}")
         if any(value == 0 for value in values) and what != "scales":
             raise InputError(f"{where} has {what} that are 0")
-    tabled = plan.form in ("table", "integer-table")
+    tabled = plan.form in ("table", "integer-table", "integer-grid")
     if tabled != (plan.table is not None) or len(plan.table or range(1 << plan.bits)) != 1 << plan.bits:
         raise InputError(f"{where} has no table of {1 << plan.bits} entries, or one that its form {plan.form} has not")
-    limits = (-128, 127) if plan.dtype == "INT8" else (0, 255)
-    if plan.form == "integer-table" and any(not limits[0] <= entry <= limits[1] for entry in plan.table or ()):
-        raise InputError(f"{where} has a table of integers beyond {plan.dtype}")
-    if plan.form in ("dequantize", "integer-table") and not limits[0] <= plan.zero_point <= limits[1]:
-        raise InputError(f"{where} has the zero point {plan.zero_point}, beyond {plan.dtype}")
+    if plan.quantized:
+        _check_integers(plan, where)
     if not 0 <= plan.stream < 2**31 or any(not 0 <= plane < plan.bits for plane in plan.protected_planes):
         raise InputError(f"{where} has stream {plan.stream} and protected planes {list(plan.protected_planes)}")
     plan.code.code()
 
 
+def _check_integers(plan: TensorPlan, where: str) -> None:
+    """The same for what the operators of a quantised model read."""
+    if plan.dtype not in INTEGER_TYPES or (plan.form != "integer-grid" and plan.bits > 8):
+        raise InputError(f"{where} has {plan.bits}-bit words read as integers of type {plan.dtype}")
+    packing = plan.packing
+    bits = ir.DataType[plan.dtype].bitwidth
+    if packing is not None:
+        bits = packing.bits
+        rows, blocks, size = packing.shape
+        room = blocks * size * 8 // bits if bits in (2, 4, 8) and min(packing.shape) > 0 else 0
+        if plan.dtype != "UINT8" or len(plan.shape) != 2 or plan.shape[0] != rows or plan.shape[1] > room:
+            raise InputError(f"{where} has words of shape {list(plan.shape)} packed as {list(packing.shape)}")
+    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if plan.dtype.startswith("INT") else (0, (1 << bits) - 1)
+    if plan.form == "integer-table" and any(not low <= entry <= high for entry in plan.table or ()):
+        raise InputError(f"{where} has a table of integers beyond {bits}-bit {plan.dtype}")
+    if not low <= plan.zero_point <= high or (packing is not None and not low <= packing.filler <= high):
+        raise InputError(f"{where} has the zero point {plan.zero_point}, beyond {bits}-bit {plan.dtype}")
+    if plan.form == "integer-grid" and (plan.limits is None or not low <= plan.limits[0] <= plan.limits[1] <= high):
+        raise InputError(f"{where} has the limits {plan.limits}, not within {bits}-bit {plan.dtype}")
+
+
 def table_array(plan: TensorPlan) -> NDArray[np.generic]:
     """The table in the type in which it is stored."""
     if plan.form == "integer-table":
-        return np.asarray(plan.table, dtype=np.int8 if plan.dtype == "INT8" else np.uint8)
+        return np.asarray(plan.table, dtype=INTEGER_TYPES[plan.dtype])
     return np.asarray(plan.table, dtype=np.float16 if plan.table_type == "FLOAT16" else np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from qtaml_onnx.biases import bias_plan, restored_deviation
 from qtaml_onnx.codebooks import CodeBooks, restored_gain
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.forms import floats, read_out_form
+from qtaml_onnx.integer_bias import integer_bias
 from qtaml_onnx.layers import Layer, LayerStatistics, extra_variance, find_layer
 from qtaml_onnx.menu import Choice, Menu
 from qtaml_onnx.methods import Design, Method
@@ -19,14 +21,23 @@ from qtaml_onnx.modelio import SourceModel
 from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.plan import BiasPlan, CodeSpec, FaultModel, LeftOutTensor, StoragePlan, TensorPlan, table_bits
 from qtaml_onnx.protection import Protection, scheme
+from qtaml_onnx.recoding import (
+    analysis_model,
+    design_choice,
+    kept_choices,
+    one_step_a_channel,
+    packed_words,
+    rounding_noise,
+    unit_ratio,
+)
 from qtaml_onnx.sensitivity import Sensitivity
 from qtaml_onnx.small import SmallStorage
 from qtaml_onnx.storage import word_sums
 from qtaml_onnx.storage.channel_optimized import design_channel_optimized
-from qtaml_onnx.storage.tensor import along_channels, mean_square, normalise
-from qtaml_onnx.tensors import Scaling, ScalingKind, TensorData, gather
+from qtaml_onnx.storage.tensor import mean_square
+from qtaml_onnx.tensors import LONGEST_KEPT, Scaling, ScalingKind, TensorData, gather
 from qtaml_onnx.uniform_codes import DEFAULT_CODE, candidate_codes
-from qtaml_onnx.weights import Inventory, find_weights
+from qtaml_onnx.weights import Inventory, LeftOut, find_weights
 
 __all__ = ["Allocation", "Menu", "Planner", "prepare"]
 
@@ -43,14 +54,21 @@ def prepare(
     exclude: list[str] | None = None,
     *,
     weights_needed: bool = True,
+    keep_codes: bool = False,
 ) -> Inventory:
     """Folds the weights of a model that are computed from constants, in place, and lists what is stored where.
+
+    With `keep_codes`, quantised weights whose words cannot be kept are left out.
 
     Raises:
         InputError: if a pattern matches nothing, or there is no weight to store and one is needed.
     """
     FoldWeights()(source.model)
     inventory = find_weights(source.model).select(include, exclude)
+    if keep_codes:
+        long = [weight for weight in inventory.weights if weight.grid is not None and weight.grid.bits > LONGEST_KEPT]
+        inventory.weights = [weight for weight in inventory.weights if weight not in long]
+        inventory.left_out += [LeftOut(weight.name, "words of 16 bits: too long for --keep-codes") for weight in long]
     if weights_needed and not inventory.weights:
         raise InputError(
             f"{source.path}: no weights to harden: no constant operand of Conv, Gemm, MatMul, Gather or the like; "
@@ -68,6 +86,9 @@ class Planner:
         fault_model: What is designed for.
         bits: Word length of float weights, where it is not chosen a tensor.
         input_scales: Whether inputs of a layer get scales of their own where calibration says how much they vary.
+        keep_codes: Whether the words that a quantised model brings along stay as they are.
+        analysis: The model with quantised weights as floats: where layers are found and measured. The model itself if
+            it has none.
         codes: By method name, the uniform code of its float weights, where it is not two's complement.
         protection: How protected planes are kept.
         residual: Rate at which they still flip.
@@ -92,6 +113,7 @@ class Planner:
         protection: str = "ideal",
         input_scales: bool = True,
         codes: Mapping[str, str] | None = None,
+        keep_codes: bool = False,
     ) -> None:
         """Reads the weights; raises InputError if one is not finite or the rates are too few for the word length."""
         self.source = source
@@ -103,10 +125,12 @@ class Planner:
         raw = max((a + b) / 2 for a, b in zip(self.rates.p01, self.rates.p10, strict=True))
         self.input_scales = input_scales
         self.codes = codes or {}
+        self.keep_codes = keep_codes
         self.protection: Protection = scheme(protection, rate=raw)
         ideal = self.protection.name == "ideal"  # whatever the raw rate; codes are defined up to 1/2
         self.residual = 0.0 if ideal else self.protection.residual(raw)
         self.tensors = [gather(weight, per_tensor_scales) for weight in inventory.weights]
+        self.analysis, self._analysed = analysis_model(source, inventory)
         self.layers: dict[str, Layer] = {}
         self.statistics: dict[str, LayerStatistics] = {}
         self.biases: dict[str, BiasPlan] = {}
@@ -120,8 +144,11 @@ class Planner:
 
     def find_layers(self) -> None:
         """Looks for the layers whose bias can correct itself."""
-        found = {weight.name: find_layer(self.source.model, weight)[0] for weight in self.inventory.weights}
-        self.layers = {name: layer for name, layer in found.items() if layer is not None}
+        weights = {weight.name: weight for weight in find_weights(self.analysis).weights}
+        for name, analysed in self._analysed.items():
+            layer, _reason = find_layer(self.analysis, weights[analysed])
+            if layer is not None:
+                self.layers[name] = replace(layer, weight=name)
 
     def use_statistics(self, statistics: dict[str, LayerStatistics], *, correct_biases: bool) -> None:
         """Takes calibration statistics of `self.layers` for scales, and for self-correcting biases if wanted."""
@@ -145,19 +172,11 @@ class Planner:
 
     def normalised(self, method: Method, tensor: TensorData) -> NDArray[np.float32]:
         """Normalised weights, float32: what a code is made for."""
-        scaling = self.scaling(method, tensor)
-        columns = scaling.columns
-        return normalise(
-            tensor.values,
-            along_channels(scaling.rows, tensor.rank, scaling.row_axis),
-            None if columns is None else along_channels(columns.astype(np.float32), tensor.rank, scaling.column_axis),
-        )
+        return tensor.normalised(self.scaling(method, tensor))
 
     def probe_weights(self, method: Method) -> dict[str, tuple[NDArray[np.floating], NDArray[np.floating]]]:
         """What sensitivity probes need: float weights, and the scale of the noise in each, by name."""
-        return {
-            tensor.name: (tensor.values, self.scaling(method, tensor).factors(tensor.rank)) for tensor in self.tensors
-        }
+        return {tensor.name: (tensor.values, tensor.units(self.scaling(method, tensor))) for tensor in self.tensors}
 
     def use_sensitivity(self, sensitivity: Sensitivity, method: Method) -> None:
         """Takes sensitivities that were probed with the scales of `method`."""
@@ -177,10 +196,7 @@ class Planner:
 
     def _weighting(self, method: Method) -> list[float]:
         """Output noise energy of each tensor for normalised noise of variance 1, or what stands in for it."""
-        magnitude = [
-            tensor.weight.size * mean_square(self.scaling(method, tensor).factors(tensor.rank))
-            for tensor in self.tensors
-        ]
+        magnitude = [tensor.weight.size * tensor.unit_energy(self.scaling(method, tensor)) for tensor in self.tensors]
         sensitivity, probed_with = self._probed(method)
         if method.weighting == "magnitude" or sensitivity is None or not any(sensitivity.energy.values()):
             return magnitude
@@ -189,7 +205,7 @@ class Planner:
             return energy
         probed = []
         for tensor in self.tensors:
-            probed.append(tensor.weight.size * self._scalings[probed_with, tensor.name].mean_square)
+            probed.append(tensor.weight.size * tensor.unit_energy(self._scalings[probed_with, tensor.name]))
         return [e * m / p for e, m, p in zip(energy, magnitude, probed, strict=True)]
 
     def menu(self, method: Method, progress: Callable[[], None] = lambda: None, *, protectable: bool = True) -> Menu:
@@ -206,25 +222,31 @@ class Planner:
         return self._menus[key]
 
     def _fixed_length(self, method: Method, tensor: TensorData, weight: float, protectable: bool) -> list[Choice]:
-        size = tensor.weight.size
-        x = self.normalised(method, tensor)
-        if method.code == "channel-optimized" and tensor.fixed is None:
-            books, signal = self.books(method), weight * mean_square(x)
-            return [
-                Choice(self.bits, m, size * m, signal * books.book(self.bits, m).noise_to_signal)
-                for m in (range(self.bits + 1) if protectable else (0,))
+        kept = kept_choices(method, tensor, weight, self.rates, self.residual, protectable)
+        if kept and (self.keep_codes or method.code != "channel-optimized"):
+            return kept
+        size, x = tensor.weight.size, self.normalised(method, tensor)
+        rounding = rounding_noise(tensor, self.scaling(method, tensor))
+        if method.code == "channel-optimized":
+            books, signal, bits = self.books(method), weight * mean_square(x), self._word_bits(tensor)
+            coded = [
+                Choice(bits, m, size * m, signal * books.book(bits, m).noise_to_signal + weight * rounding)
+                for m in (range(bits + 1) if protectable else (0,))
             ]
-        kind = self.codes.get(method.name, DEFAULT_CODE)
-        candidates = [tensor.fixed] if tensor.fixed else candidate_codes(kind, self.bits, x, self.rates)
+            # A quantised model's own words are exact without faults: they stay unless another code has less noise.
+            pairs = [(kept[min(m, len(kept) - 1)] if kept else choice, choice) for m, choice in enumerate(coded)]
+            return [own if own.energy <= choice.energy else choice for own, choice in pairs]
+        candidates = candidate_codes(self.codes.get(method.name, DEFAULT_CODE), self.bits, x, self.rates)
         made = [
             method.designs(x, code, self.rates, residual=self.residual, protectable=protectable) for code in candidates
         ]
         # A code whose exposed planes hold nothing fragile has fewer designs: beyond, protection gains nothing.
         best = [min(designs, key=lambda design: design.noise) for designs in zip(*made, strict=False)]
-        return [
-            Choice(d.code.bits, len(d.protected_planes), size * len(d.protected_planes), weight * d.noise, d)
-            for d in best
-        ]
+        return [design_choice(tensor, replace(design, noise=design.noise + rounding), weight) for design in best]
+
+    def _word_bits(self, tensor: TensorData) -> int:
+        """Word length of a tensor where it is not chosen: that of the words which a quantised model brings along."""
+        return tensor.fixed.bits if tensor.fixed is not None else self.bits
 
     def word_length_menu(
         self, method: Method, progress: Callable[[], None] = lambda: None, *, longest: int = LONGEST_WORD
@@ -244,25 +266,26 @@ class Planner:
                 "give --flip-rate, or one length with --bits"
             )
         for tensor in self.tensors:
-            if tensor.fixed is not None:
-                raise InputError(f"'{tensor.name}' has words already; --bits-per-weight needs float weights")
+            if tensor.fixed is not None and self.keep_codes:
+                raise InputError(f"'{tensor.name}' has words already; leave out --bits-per-weight or --keep-codes")
         books, choices = self.books(method), []
         for tensor, weight in zip(self.tensors, self._weighting(method), strict=True):
             size, signal = tensor.weight.size, weight * mean_square(self.normalised(method, tensor))
+            rounding = weight * rounding_noise(tensor, self.scaling(method, tensor))
             options = []
             for bits in range(1, min(longest, self.rates.bits) + 1):
                 for protected in (0,) if self.protection.name == "ideal" else (0, bits):
                     cost = size * bits + self.protection.parity_bits(size * protected)
                     noise = books.book(bits, protected).noise_to_signal
-                    options.append(Choice(bits, protected, cost, signal * noise))
+                    options.append(Choice(bits, protected, cost, signal * noise + rounding))
             choices.append(options)
             progress()
         return Menu(method, choices)
 
     def books(self, method: Method) -> CodeBooks:
-        """The shared code books of the float tensors."""
+        """The shared code books of the tensors whose words may be chosen."""
         if self._books is None:
-            free = [tensor for tensor in self.tensors if tensor.fixed is None]
+            free = [tensor for tensor in self.tensors if tensor.fixed is None or not self.keep_codes]
             weights = dict(zip((t.name for t in self.tensors), self._weighting(method), strict=True))
             pools = (self.normalised(method, tensor) for tensor in free)  # one at a time
             self._books = CodeBooks(pools, self.rates, self.residual, [weights[tensor.name] for tensor in free])
@@ -276,7 +299,7 @@ class Planner:
     @property
     def weight_bits(self) -> int:
         """All stored weight bits at the fixed word length."""
-        return sum(t.weight.size * (t.fixed.bits if t.fixed else self.bits) for t in self.tensors)
+        return sum(tensor.weight.size * self._word_bits(tensor) for tensor in self.tensors)
 
     def within_budget(self, method: Method, budget: float) -> StoragePlan:
         """The plan that protects at most `budget`, a fraction of all weight bits."""
@@ -378,18 +401,24 @@ class Planner:
         return Design(code, readout, planes, own, gain) if (1 - own / noise) * worth > price else shared
 
     def _tensor_plan(self, method: Method, tensor: TensorData, choice: Choice, stream: int, worth: float) -> TensorPlan:
-        weight, scaling = tensor.weight, self.scaling(method, tensor)
-        x = self.normalised(method, tensor)
+        weight, grid = tensor.weight, tensor.grid
+        kept = choice.design is not None and tensor.fixed is not None
+        scaling = tensor.scaling("peak") if kept else self.scaling(method, tensor)
+        x = tensor.normalised(scaling)
         design = self._design(method, choice, x, worth)
+        noise = design.noise if choice.design is not None else design.noise + rounding_noise(tensor, scaling)
         bias = self.biases.get(tensor.name) if method.corrects_bias else None
+        if bias is not None and grid is not None:
+            layer, coverage = self.layers[tensor.name], self.statistics[tensor.name].coverage
+            bias = integer_bias(weight, bias, layer, tensor.values, coverage)
         form = read_out_form(tensor, design.code, design.readout, scaling)
         rows = form.scales.astype(np.float64) * design.gain
-        if bias is not None:
-            rows = rows * self._restored(tensor, scaling, design.noise)
+        if bias is not None and form.form not in ("dequantize", "integer-table"):
+            rows = rows * self._restored(tensor, scaling, noise)
         probed, probed_with = self._probed(method)
         sensitivity = None
         if probed is not None and probed_with == method.scaling:
-            sensitivity = probed.energy[tensor.name]
+            sensitivity = probed.energy[tensor.name] * (unit_ratio(method, tensor, scaling) if kept else 1.0)
         return TensorPlan(
             name=tensor.name,
             op_type=weight.op_type,
@@ -406,11 +435,15 @@ class Planner:
             offset=form.offset,
             table=form.table,
             zero_point=form.zero_point,
+            limits=form.limits,
+            packing=packed_words(tensor),
+            steps=one_step_a_channel(tensor),
+            parameter_bits=grid.parameter_bits if grid is not None else 0,
             readout=method.readout,
             protected_planes=design.protected_planes,
             stream=stream,
             sensitivity=sensitivity,
-            noise=design.noise,
+            noise=noise,
             signal=mean_square(x),
             bias=bias,
         )
@@ -422,10 +455,11 @@ class Planner:
         """
         layer, statistics = self.layers[tensor.name], self.statistics[tensor.name]
         outputs = {str(value.name) for value in self.source.model.graph.outputs}
-        if layer.output in outputs or scaling.rows.size != len(layer.bias):
+        rows = tensor.row_units(scaling)
+        if layer.output in outputs or scaling.rows.size != len(layer.bias) or rows is None:
             return 1.0
         columns = None if scaling.columns is None else scaling.columns.astype(np.float64)
-        added = noise * scaling.rows.astype(np.float64) ** 2 * extra_variance(layer, statistics, columns)
+        added = noise * rows**2 * extra_variance(layer, statistics, columns)
         return restored_deviation(statistics, added)
 
 

@@ -33,8 +33,9 @@ _STRUCTURAL = {
 """Operands that say how a graph computes, not what it learned."""
 
 _INTEGER_OPERANDS = {
-    "ConvInteger": (2, 3), "DequantizeLinear": (2,), "MatMulInteger": (2, 3), "QLinearConv": (2, 5, 7, 8),
-    "QLinearMatMul": (2, 5, 7), "QuantizeLinear": (2,),
+    "ConvInteger": (2, 3), "DequantizeLinear": (2,), "MatMulInteger": (2, 3), "MatMulNBits": (3,),
+    "QGemm": (2, 5, 6, 8), "QLinearAdd": (2, 5, 7), "QLinearConv": (2, 5, 7, 8), "QLinearMatMul": (2, 5, 7),
+    "QLinearMul": (2, 5, 7), "QuantizeLinear": (2,),
 }  # fmt: skip
 """Integer operands that are zero points or biases; a bias of 32 bits may also stand before a DequantizeLinear."""
 
@@ -52,7 +53,7 @@ def find_small(model: ir.Model) -> list[SmallConstant]:
     """The constants of a model that are no weights but hold something trained."""
     weights = find_weights(model).weights
     stored = {id(weight.stored) for weight in weights}
-    stored |= {id(weight.dequantize.inputs[1]) for weight in weights if weight.dequantize is not None}  # in its plan
+    stored |= {id(value) for weight in weights for value in weight.parameters}  # in its plan
     found = []
     for name, value in constants_of(model):
         if id(value) in stored or not value.uses() or not is_constant(value) or is_sparse(value):
@@ -96,6 +97,10 @@ class SmallStorage:
             )
             for small in find_small(model)
         )
+        names = {id(value): name for name, value in constants_of(model)}
+        self._parameters = {
+            weight.name: [names[id(value)] for value in weight.parameters] for weight in find_weights(model).weights
+        }
 
     def check_any(self, path: Path, inventory: Inventory) -> None:
         """Raises InputError if there is nothing at all to store."""
@@ -113,5 +118,6 @@ class SmallStorage:
         copies = 1 if plan.method == "none" else self.copies or copies_needed(rates, bits)
         small = SmallPlan(copies=copies, residual_rate=residual_rate(rates, copies), tensors=self.tensors)
         names = {tensor.name for tensor in self.tensors}
+        names.update(name for tensor in plan.tensors for name in self._parameters.get(tensor.name, ()))
         left_out = tuple(item for item in plan.left_out if item.name not in names)
         return plan.model_copy(update={"small": small, "left_out": left_out})

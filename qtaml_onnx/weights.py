@@ -16,6 +16,15 @@ from qtaml_onnx.axes import axis_before, channel_axis, counted_from_the_front
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.graph import STANDARD_DOMAINS, Owner, constant_array, constant_tensor, graphs_of, is_constant, walk
 from qtaml_onnx.operands import LAYOUT_OPERATORS, role_of, weight_operands
+from qtaml_onnx.quantized import (
+    BIAS_INPUTS,
+    IntegerGrid,
+    SiteError,
+    dequantize_grid,
+    integer_operands,
+    operator_grid,
+    parameter_inputs,
+)
 from qtaml_onnx.sparse import is_sparse
 
 __all__ = [
@@ -24,18 +33,22 @@ __all__ = [
     "Weight",
     "constant_array",
     "constants_of",
-    "dequantize_parameters",
     "find_weights",
     "float_dtype",
     "float_weights",
     "holder_of",
     "is_constant",
     "may_be_weights",
+    "stored_values",
 ]
 
 FLOAT_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE})
-WORD_TYPES = frozenset({ir.DataType.INT8, ir.DataType.UINT8})
-_SMALL_INTEGERS = WORD_TYPES | {ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT16, ir.DataType.UINT16}
+_SMALL_INTEGERS = frozenset(
+    {
+        *(ir.DataType.INT2, ir.DataType.INT4, ir.DataType.INT8, ir.DataType.INT16),
+        *(ir.DataType.UINT2, ir.DataType.UINT4, ir.DataType.UINT8, ir.DataType.UINT16),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -44,13 +57,14 @@ class Weight:
 
     Attributes:
         name: Unique in the model: the value's name, prefixed by its function's.
-        value: The constant's value in the graph; for a quantised weight, the DequantizeLinear's output.
+        value: The constant's value in the graph; behind a DequantizeLinear, that operator's output.
         owner: The graph or function that holds it.
         op_type: The first operator that reads it.
         consumer: That operator's node.
         operand: Which input of `consumer` it is.
         channel_axis: The axis of output channels in the stored shape; None where there is none.
-        dequantize: The DequantizeLinear node of a quantised weight, else None.
+        dequantize: The DequantizeLinear node that makes floats of a quantised weight, else None.
+        grid: What the integers of a quantised weight stand for; None for a float weight.
     """
 
     name: str
@@ -61,10 +75,11 @@ class Weight:
     operand: int
     channel_axis: int | None
     dequantize: ir.Node | None = None
+    grid: IntegerGrid | None = None
 
     @property
     def stored(self) -> ir.Value:
-        """The constant itself: the float tensor, or the integer words of a DequantizeLinear."""
+        """The constant itself: the float tensor, or the integers of a quantised weight."""
         if self.dequantize is None:
             return self.value
         words = self.dequantize.inputs[0]
@@ -73,8 +88,25 @@ class Weight:
         return words
 
     @property
+    def reader(self) -> tuple[ir.Node, int]:
+        """The operator that reads the stored constant of a quantised weight, and as which input."""
+        return (self.consumer, self.operand) if self.dequantize is None else (self.dequantize, 0)
+
+    @property
+    def parameters(self) -> list[ir.Value]:
+        """The constants of a quantised weight's steps, and of its zero points if they are not all 0."""
+        if self.grid is None:
+            return []
+        node, scale, zero = parameter_inputs(*self.reader)
+        indices = [scale, zero if self.grid.zero_point.any() else None]
+        values = [node.inputs[i] for i in indices if i is not None and i < len(node.inputs)]
+        return [value for value in values if value is not None]
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the stored constant."""
+        """Shape of the weight: that of the stored constant, unless its words are packed."""
+        if self.grid is not None:
+            return self.grid.shape
         return tuple(int(n) for n in constant_tensor(self.stored).shape)  # type: ignore[arg-type]
 
     @property
@@ -131,42 +163,26 @@ class Inventory:
 def float_weights(weight: Weight) -> NDArray[np.floating]:
     """The weights that the operator sees, in its own float type: dequantised where they are stored as integers."""
     stored = constant_array(weight.stored)
-    node = weight.dequantize
-    if node is None:
-        return stored
-    scale, point = dequantize_parameters(node, stored.shape)
-    real = (stored.astype(np.float32) - point.astype(np.float32)) * scale
-    return np.asarray(real, dtype=scale.dtype)
+    return stored if weight.grid is None else weight.grid.dequantize(weight.grid.integers(stored))
+
+
+def stored_values(weight: Weight) -> NDArray[np.generic]:
+    """What a code is applied to: float weights, or the integers of a quantised weight."""
+    stored = constant_array(weight.stored)
+    return stored if weight.grid is None else weight.grid.integers(stored)
 
 
 def float_dtype(weight: Weight) -> np.dtype[np.generic]:
     """The float type in which the operator sees a weight."""
-    if weight.dequantize is None:
-        return np.dtype(weight.dtype.numpy())
-    return np.dtype(constant_array(weight.dequantize.inputs[1]).dtype)  # type: ignore[arg-type]
-
-
-def dequantize_parameters(node: ir.Node, shape: tuple[int, ...]) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
-    """Scale and zero point of a DequantizeLinear, shaped to broadcast against its words."""
-    scale = constant_array(node.inputs[1])  # type: ignore[arg-type]
-    point = (
-        constant_array(node.inputs[2])
-        if len(node.inputs) > 2 and node.inputs[2] is not None
-        else np.zeros_like(scale, dtype=np.uint8)
-    )
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-    if scale.size > 1:
-        spread = tuple(-1 if i == axis % len(shape) else 1 for i in range(len(shape)))
-        return scale.reshape(spread), point.reshape(spread)
-    return scale.reshape(()), point.reshape(())
+    return np.dtype(weight.dtype.numpy()) if weight.grid is None else weight.grid.float_type
 
 
 def find_weights(model: ir.Model) -> Inventory:
     """Lists the weights of a model and the constants that are left out, each with the reason.
 
     Weights are constant operands (`weight_operands`), reached directly, through operators that only change the layout,
-    through a DequantizeLinear, or through the inputs of a model function or of a Scan. A constant that several
-    operators share is listed once.
+    through a DequantizeLinear, or through the inputs of a model function or of a Scan, and the integer operands of the
+    operators in `qtaml_onnx.quantized`. A constant that several operators share is listed once.
     """
     inventory = Inventory()
     seen: dict[int, Weight] = {}
@@ -176,6 +192,8 @@ def find_weights(model: ir.Model) -> Inventory:
     for _root, node in walk(model):
         if node.op_identifier() in model.functions:
             continue
+        for operand in integer_operands(node):
+            _find_integers(model, node, operand, names, seen, declined)
         for operand in weight_operands(node):
             if operand >= len(node.inputs):
                 continue
@@ -184,15 +202,19 @@ def find_weights(model: ir.Model) -> Inventory:
                 stored = dequantize.inputs[0] if dequantize is not None else value
                 if stored is None or id(stored) in seen or id(stored) in declined:
                     continue
-                reason = _why_not(node, value, stored, dequantize)
-                if reason:
-                    declined[id(stored)] = LeftOut(names[id(stored)], reason)
+                if node.op_type == "Gather" and dequantize is None and constant_tensor(stored).dtype in _SMALL_INTEGERS:
+                    _find_integers(model, node, operand, names, seen, declined)
                     continue
-                axis = counted_from_the_front(value, place) if dequantize is None else _dequantize_axis(dequantize)
-                weight = Weight(
-                    names[id(stored)], value, holder_of(model, stored), node.op_type, node, operand, axis, dequantize
-                )
-                seen[id(stored)] = weight
+                try:
+                    grid = _grid_of(node, stored, dequantize)
+                except SiteError as reason:
+                    declined[id(stored)] = LeftOut(names[id(stored)], str(reason))
+                    continue
+                axis = counted_from_the_front(stored, place)
+                if grid is not None and grid.axis is not None and grid.block == 1:
+                    axis = grid.axis
+                name, owner = names[id(stored)], holder_of(model, stored)
+                seen[id(stored)] = Weight(name, value, owner, node.op_type, node, operand, axis, dequantize, grid)
     inventory.weights.extend(seen.values())
     inventory.left_out.extend(declined.values())
     inventory.left_out.extend(_others(model, seen, declined, names))
@@ -311,41 +333,56 @@ def _sources(value: ir.Value | None, axis: int | None, arguments: _Arguments) ->
             yield source, axis_before(producer, source, axis)
 
 
-def _dequantize_axis(node: ir.Node) -> int | None:
-    """The axis along which a DequantizeLinear has scales of their own."""
-    words, scale = constant_tensor(node.inputs[0]), constant_tensor(node.inputs[1])  # type: ignore[arg-type]
-    if scale.size == 1:
-        return None
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-    return axis % len(words.shape)
-
-
-def _why_not(node: ir.Node, value: ir.Value, stored: ir.Value, dequantize: ir.Node | None) -> str | None:
-    """Why a weight operand cannot be stored, or None if it can."""
+def _grid_of(node: ir.Node, stored: ir.Value, dequantize: ir.Node | None) -> IntegerGrid | None:
+    """The grid of a quantised weight, None for a float one; SiteError with the reason why neither can be stored."""
     tensor = constant_tensor(stored)
-    if tensor.size == 0:
-        return "empty tensor"
-    if is_sparse(stored):
-        return "sparse tensor: kept as it is"
+    _check_dense(stored)
     if dequantize is None:
         if tensor.dtype not in FLOAT_TYPES:
-            return f"type {tensor.dtype.name}: neither a float weight nor the input of a DequantizeLinear"
+            raise SiteError(f"type {tensor.dtype.name}: neither a float weight nor the input of a DequantizeLinear")
         if node.op_type == "Gather" and len(tensor.shape) < 2:
-            return "Gather from a vector: not an embedding"
+            raise SiteError("Gather from a vector: not an embedding")
         return None
-    if tensor.dtype not in WORD_TYPES:
-        return f"DequantizeLinear over {tensor.dtype.name}: only INT8 and UINT8 words are stored"
-    if not all(is_constant(operand) for operand in dequantize.inputs[1:] if operand is not None):
-        return "DequantizeLinear with a scale or zero point computed at run time"
-    if "block_size" in dequantize.attributes and dequantize.attributes["block_size"].as_int():
-        return "DequantizeLinear with blocked scales"
-    if len(dequantize.inputs) > 2 and dequantize.inputs[2] is not None:
-        points = constant_array(dequantize.inputs[2])
-        if np.unique(points).size > 1:
-            return "DequantizeLinear with a different zero point for each channel"
-    if any(use.node.op_type != "DequantizeLinear" for use in stored.uses()) or len(stored.uses()) > 1:
-        return "quantised words that several operators read"
-    return None
+    grid = dequantize_grid(dequantize)
+    _check_alone(stored)
+    return grid
+
+
+def _check_dense(stored: ir.Value) -> None:
+    if constant_tensor(stored).size == 0:
+        raise SiteError("empty tensor")
+    if is_sparse(stored):
+        raise SiteError("sparse tensor: kept as it is")
+
+
+def _check_alone(stored: ir.Value) -> None:
+    readers = [use.node for use in stored.uses()]
+    if sum(node.op_type in ("DequantizeLinear", "Gather") or bool(integer_operands(node)) for node in readers) > 1:
+        raise SiteError("quantised words that several operators read")
+
+
+def _find_integers(
+    model: ir.Model,
+    node: ir.Node,
+    operand: int,
+    names: dict[int, str],
+    seen: dict[int, Weight],
+    declined: dict[int, LeftOut],
+) -> None:
+    """Lists the constant that an operator reads as integers, or why it is left out."""
+    stored = node.inputs[operand] if operand < len(node.inputs) else None
+    if stored is None or not is_constant(stored) or id(stored) in seen or id(stored) in declined:
+        return
+    try:
+        _check_dense(stored)
+        grid, axis = operator_grid(node, operand)
+        _check_alone(stored)
+    except SiteError as reason:
+        declined[id(stored)] = LeftOut(names[id(stored)], str(reason))
+        return
+    seen[id(stored)] = Weight(
+        names[id(stored)], stored, holder_of(model, stored), node.op_type, node, operand, axis, None, grid
+    )
 
 
 def _others(
@@ -369,16 +406,19 @@ def _others(
 
 
 def may_be_weights(value: ir.Value) -> bool:
-    """Whether a constant may hold something trained: floats or small integers.
+    """Whether a constant may hold something trained: floats, small integers, or biases in 32-bit integers.
 
     Scalars of Constant nodes are the graph's own numbers (an epsilon, a factor), not stored parameters.
     """
     tensor = constant_tensor(value)
     if tensor.dtype in FLOAT_TYPES:
         return value.is_initializer() or tensor.size > 1
+    if tensor.dtype == ir.DataType.INT32:
+        use = next(iter(value.uses()))
+        return use.node.op_type == "DequantizeLinear" or BIAS_INPUTS.get(use.node.op_type) == use.idx
     return tensor.size > 1 and tensor.dtype in _SMALL_INTEGERS
 
 
 def _is_foreign(model: ir.Model, node: ir.Node) -> bool:
     known = node.domain in STANDARD_DOMAINS or node.op_identifier() in model.functions
-    return not known and not weight_operands(node)
+    return not known and not weight_operands(node) and not integer_operands(node)

@@ -92,8 +92,7 @@ def parse(data: bytes, manifest: Manifest) -> Reading:
         plan = tensor.storage
         words.append(take(np.uint16, plan.size).reshape(plan.shape))
         weights.append(take(np.float32, plan.size).reshape(plan.shape))
-        integer = plan.form in ("dequantize", "integer-table")
-        codes.append(take(np.int16, plan.size).reshape(plan.shape) if integer else None)
+        codes.append(take(np.int16, plan.size).reshape(plan.shape) if plan.quantized else None)
         biases.append(take(np.float32, len(plan.bias.target)) if plan.bias else None)
     corrected, failed = map(int, take(np.uint64, 2))
     assert at == len(data)

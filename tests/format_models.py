@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper
 from operator_models import CASES
+from quantized_models import FORMATS as QUANTISED
 from small_models import Array, info, initializer, matmul, model, normal
 
 
@@ -94,6 +95,15 @@ def _dequantized(dtype: Any, block: int = 0) -> onnx.ModelProto:
     return proto
 
 
+def _two_bits() -> onnx.ModelProto:
+    """A MatMul behind a DequantizeLinear over 2-bit words."""
+    words, scale = helper.make_tensor("W", onnx.TensorProto.INT2, [8, 4], [1, 0] * 16), np.float32(0.1)
+    nodes = [helper.make_node("DequantizeLinear", ["W", "s"], ["V"]), matmul("V")]
+    x, y = info("x", 1, None, 8), info("y", 1, None, 4)
+    graph = helper.make_graph(nodes, "small", [x], [y], [words, initializer("s", scale)])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 25)], ir_version=13)
+
+
 def _matmul_nbits() -> onnx.ModelProto:
     """Weight-only 4-bit quantisation, as language models have it."""
     packed = np.random.default_rng(1).integers(0, 256, (4, 1, 8), dtype=np.uint8)
@@ -163,11 +173,29 @@ FORMATS: dict[str, Callable[[], onnx.ModelProto]] = {
     "QDQ int8, zero point not 0": _case("int8-zero-point"),
     "QDQ int4": lambda: _dequantized(INT4),
     "QDQ uint4": lambda: _dequantized(UINT4),
+    "QDQ int2": _two_bits,
+    "QDQ int16, a scale a channel": QUANTISED["qdq-int16-channel-symmetric"],
+    "QDQ uint8, a zero point a channel": QUANTISED["qdq-uint8-channel-asymmetric"],
+    "QDQ uint4 Conv, a zero point a channel": QUANTISED["qdq-Conv-uint4"],
+    "QDQ int8, float16 scales": QUANTISED["qdq-float16-scales"],
+    "QDQ uint4, blocked, a zero point a block": QUANTISED["qdq-uint4-block-asymmetric"],
     "QDQ int8, blocked": lambda: _dequantized(np.int8, 4),
     "QDQ int4, blocked": lambda: _dequantized(INT4, 4),
     "QuantizeLinear on a float weight": _case("quantised-by-graph"),
+    "QDQ int8 in a branch of an If": QUANTISED["branch"],
+    "QDQ int8 in a model function": QUANTISED["function"],
+    "Gather of uint8, dequantised behind it": QUANTISED["embedding"],
+    "QLinearConv": QUANTISED["opset10-QLinearConv"],
+    "QLinearMatMul, weight on the left": QUANTISED["left-QLinearMatMul"],
+    "MatMulInteger, weight on the left": QUANTISED["left-MatMulInteger"],
+    "static quantisation by onnxruntime, QDQ": QUANTISED["static-qdq-channel"],
+    "static quantisation by onnxruntime, QOperator": QUANTISED["static-qoperator-channel"],
+    "dynamic quantisation by onnxruntime": QUANTISED["dynamic-tensor"],
     "QLinearMatMul": lambda: _qlinear("QLinearMatMul"),
     "MatMulInteger, DynamicQuantizeLinear": lambda: _qlinear("MatMulInteger"),
     "com.microsoft MatMulNBits": _matmul_nbits,
+    "com.microsoft MatMulNBits, 2 bits": QUANTISED["packed-2-symmetric-64"],
+    "com.microsoft MatMulNBits, 4 bits, a zero point a block": QUANTISED["packed-4-asymmetric-80"],
+    "com.microsoft MatMulNBits, 8 bits": QUANTISED["packed-8-symmetric-64"],
 }
 """Rows of the matrix, by what they are called."""

@@ -543,7 +543,7 @@ def _dequantized(
 
     feeds = {"x": normal(2, 3, 7, 7, seed=9, dtype=scale_type)}
     left_out = {"s": "DequantizeLinear"} | ({"z": "DequantizeLinear"} if axis == 0 and zero is not None else {})
-    return Case(build, {"W": words}, feeds, left_out, axes={"W": axis})
+    return Case(build, {"W": words}, feeds, left_out, axes={"W": None})
 
 
 def _dequantized_transposed() -> Case:
@@ -559,7 +559,7 @@ def _dequantized_transposed() -> Case:
         head = helper.make_node("DequantizeLinear", ["W", "s"], ["D"], axis=0)
         return model([head, *tail], [X], [OUT], {"W": w["W"], "s": scale})
 
-    return Case(build, {"W": words}, ROWS, {"s": "DequantizeLinear"}, axes={"W": 0})
+    return Case(build, {"W": words}, ROWS, {"s": "DequantizeLinear"}, axes={"W": None})
 
 
 def _quantised_by_graph() -> Case:
@@ -571,6 +571,9 @@ def _quantised_by_graph() -> Case:
     def build(w: Weights) -> onnx.ModelProto:
         if w["Q"].dtype != np.int8:
             return model([matmul("V")], [X], [OUT], {"V": w["Q"]})
+        if (w["Q"] != words).any():
+            head = helper.make_node("DequantizeLinear", ["Q", "s"], ["V"])
+            return model([head, matmul("V")], [X], [OUT], {"Q": w["Q"], "s": scale})
         nodes = [
             helper.make_node("QuantizeLinear", ["R", "s", "z"], ["Q"]),
             helper.make_node("DequantizeLinear", ["Q", "s", "z"], ["V"]),
@@ -591,8 +594,10 @@ def _words_output() -> Case:
         outputs = [OUT, info("W", TensorProto.INT8, 6, 4)]
         if w["W"].dtype != np.int8:
             return model([matmul("V")], [X], outputs, {"V": w["W"], "W": words})
-        head = helper.make_node("DequantizeLinear", ["W", "s"], ["V"])
-        return model([head, matmul("V")], [X], outputs, {"W": w["W"], "s": scale})
+        head = helper.make_node("DequantizeLinear", ["read", "s"], ["V"])
+        if (w["W"] == words).all():
+            head.input[0] = "W"
+        return model([head, matmul("V")], [X], outputs, {"W": words, "read": w["W"], "s": scale})
 
     return Case(build, {"W": words}, ROWS, {"s": "DequantizeLinear"})
 

@@ -24,7 +24,8 @@ from qtaml_onnx.planner import Planner
 from qtaml_onnx.storage import uniform_code, word_sums
 from qtaml_onnx.storage.channel_optimized import design_channel_optimized
 from qtaml_onnx.storage.tensor import decode_tensor, encode_tensor, normalise
-from qtaml_onnx.weights import constant_array
+from qtaml_onnx.tensors import Scaling
+from qtaml_onnx.weights import constant_array, stored_values
 
 Array = NDArray[Any]
 CODED = METHODS["channel-optimized"]
@@ -39,8 +40,9 @@ def without_restored_deviation(planner: Planner, plan: TensorPlan) -> TensorPlan
     if plan.bias is None or plan.bias.output in {value.name for value in planner.source.model.graph.outputs}:
         return plan
     layer, statistics = planner.layers[plan.name], planner.statistics[plan.name]
-    rows = np.asarray(plan.weight_scales, dtype=np.float64)
-    if rows.size != len(layer.bias):
+    tensor = next(tensor for tensor in planner.tensors if tensor.name == plan.name)
+    rows = tensor.row_units(Scaling(np.asarray(plan.weight_scales, dtype=np.float32), plan.channel_axis))
+    if rows is None or len(plan.scales) != len(layer.bias):
         return plan
     columns = None if plan.input_scales is None else np.asarray(plan.input_scales)
     added = plan.noise * rows**2 * extra_variance(layer, statistics, columns)
@@ -52,12 +54,11 @@ def without_restored_deviation(planner: Planner, plan: TensorPlan) -> TensorPlan
 def measured_noise(planner: Planner, plan: TensorPlan, rates: FlipRates, residual: float) -> tuple[float, float]:
     """Mean-square error of normalised weights as read, over trials: its mean and standard error."""
     tensor = next(tensor for tensor in planner.tensors if tensor.name == plan.name)
-    stored = tensor.values if tensor.fixed is None else constant_array(tensor.weight.stored)
-    words = encode_tensor(plan, stored)
+    words = encode_tensor(plan, stored_values(tensor.weight))
     plain = without_restored_deviation(planner, plan)
     plain_units = plain.model_copy(update={"form": "affine", "offset": 0.0, "scales": plain.weight_scales})
     units = decode_tensor(plain_units, np.ones_like(words))
-    x = normalise(tensor.values, units).astype(np.float64)
+    x = normalise(tensor.coded, units).astype(np.float64)
     flips = rates.truncated(plan.bits).protect(plan.protected_planes, residual).as_array()
     copies = np.broadcast_to(words, (TRIALS, *words.shape))
     faulty = fault_inject(copies, 1, flips, stream=plan.stream, bits=plan.bits)
@@ -87,10 +88,10 @@ def test_predicted_noise_is_what_faults_do(name: str, rates: FlipRates, protecti
     assert (plan.protected_bits > 0) == (budget > 0)
     assert (plan.residual_rate > 0) == (protection != "ideal")
     corrected = {tensor.name for tensor in plan.tensors if tensor.bias is not None}
-    assert corrected == ({"C", "G", "M", "W"} if method.corrects_bias and kind == "float" else set())
+    assert corrected == ({"C", "G", "M", "W"} if method.corrects_bias else set())
     for tensor in plan.tensors:
         mean, error = measured_noise(planner, tensor, rates, plan.residual_rate)
-        assert error < 0.1 * mean, (tensor.name, tensor.protected_planes, tensor.noise, mean, error)
+        assert error < 0.2 * mean, (tensor.name, tensor.protected_planes, tensor.noise, mean, error)
         assert abs(tensor.noise - mean) <= 5 * error, (tensor.name, tensor.protected_planes, tensor.noise, mean, error)
 
 
@@ -157,8 +158,8 @@ def test_bits_a_weight_need_code_books_and_float_weights() -> None:
     planner = planner_for(network(), 0.05, METHODS["tac"])
     with pytest.raises(InputError, match="--bits-per-weight needs --method channel-optimized, not tac"):
         planner.within_bits(METHODS["tac"], 4.0)
-    planner = planner_for(quantised(network()), 0.05, CODED)
-    with pytest.raises(InputError, match="'C' has words already; --bits-per-weight needs float weights"):
+    planner = planner_for(quantised(network()), 0.05, CODED, keep_codes=True)
+    with pytest.raises(InputError, match="'C' has words already; leave out --bits-per-weight or --keep-codes"):
         planner.within_bits(CODED, 4.0)
 
 
@@ -201,7 +202,7 @@ def test_own_code_book_exactly_where_it_pays() -> None:
 def stored_bits(model_after: ir.Model, plan: StoragePlan) -> int:
     """Bits of all constants that storing put into the graph, words apart: what must be kept safely."""
     total = 0
-    added = ("table", "scale", "input_scale", "offset", "mean_input", "coverage", "mean_output", "zero_point")
+    added = ("table", "scale", "input_scale", "offset", "mean_input", "coverage", "mean_output", "bias_step")
     for name, value in model_after.graph.initializers.items():
         if any(name == f"{tensor.name}.{suffix}" for tensor in plan.tensors for suffix in added):
             array = constant_array(value)
@@ -245,7 +246,8 @@ def test_metadata_of_affine_and_integer_forms() -> None:
     planner = planner_for(quantised(network()), 0.05, METHODS["posterior-mean"])
     plan = planner.within_budget(METHODS["posterior-mean"], 0)
     assert {tensor.form for tensor in plan.tensors} == {"integer-table"}
-    assert plan.metadata_bits == 32 * (8 + 8 + 12 + 5) + 4 * 8 * 256
+    corrections = sum(tensor.bias.metadata_bits for tensor in plan.tensors if tensor.bias is not None)
+    assert plan.metadata_bits == 32 * (8 + 8 + 12 + 5) + 4 * 8 * 256 + corrections
 
 
 def test_fault_model_of_a_plan_ends_with_its_longest_word() -> None:

@@ -22,12 +22,13 @@ from qtaml_onnx.forms import read_out_form
 from qtaml_onnx.hardening import carry_out
 from qtaml_onnx.layers import find_layer
 from qtaml_onnx.methods import METHODS
+from qtaml_onnx.passes.dequantize_weights import DequantizeWeights
 from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.planner import Planner, prepare
-from qtaml_onnx.storage import design_readout, uniform_code, word_sums
+from qtaml_onnx.storage import ReadOut, design_readout, uniform_code, word_sums
 from qtaml_onnx.storage.tensor import decode_tensor, encode_tensor, normalise
-from qtaml_onnx.tensors import HALF_RANGE, TensorData, gather
-from qtaml_onnx.weights import find_weights
+from qtaml_onnx.tensors import TensorData, gather
+from qtaml_onnx.weights import find_weights, stored_values
 
 Array = NDArray[Any]
 METHOD = METHODS["channel-optimized"]
@@ -136,20 +137,34 @@ def test_channels_of_zeros_have_scale_one() -> None:
         assert linear(weights).scaling(kind).rows[2] == 1  # type: ignore[arg-type]
 
 
-def test_quantised_weights_keep_their_scales() -> None:
-    """A normalised weight of 1 is 127 steps, whatever the method; every word stands for its own integer."""
+def test_kept_words_stand_for_their_own_integers() -> None:
+    """With `peak` scales a normalised weight of 1 is 127 steps from the zero point, whatever the scales of channels."""
     for name, low in (("int8-zero-point", -128), ("uint8-zero-point", 0), ("uint8-channels", 0)):
         tensor = data_of(CASES[name]().model)
         assert tensor.fixed is not None
-        assert tensor.step is not None
-        for kind in ("peak", "rms"):
-            scaling = tensor.scaling(kind, np.ones(3))  # type: ignore[arg-type]
-            np.testing.assert_array_equal(scaling.rows, tensor.step * np.float32(HALF_RANGE))
-            assert scaling.columns is None
+        assert tensor.grid is not None
+        scaling = tensor.scaling("peak")
+        np.testing.assert_array_equal(scaling.rows, [127])
+        units = np.broadcast_to(tensor.units(scaling), tensor.values.shape)
+        wanted = np.broadcast_to(127 * tensor.grid.spread(tensor.grid.step), tensor.values.shape)
+        np.testing.assert_array_equal(units, wanted)
         integers = np.arange(low, low + 256)
-        x = (integers - tensor.zero_point) / HALF_RANGE
+        x = (integers - tensor.grid.center) / 127
         np.testing.assert_array_equal(tensor.fixed.encode(x), (integers & 255).astype(np.uint8))
         np.testing.assert_allclose(tensor.fixed.levels[integers & 255], x, rtol=0, atol=0)
+
+
+def test_scales_of_integers_give_the_weights_deviations() -> None:
+    """`rms` scales of a quantised weight times its steps are those of the same weight in floats."""
+    for name in ("int8-channels", "uint8-channels", "int8"):
+        tensor = data_of(CASES[name]().model)
+        scaling = tensor.scaling("rms", np.linspace(1, 2, 3))
+        assert scaling.columns is not None
+        real = source_model(CASES[name]().model).model
+        DequantizeWeights()(real)
+        plain = TensorData(find_weights(real).weights[0], 0).scaling("rms", np.linspace(1, 2, 3))
+        np.testing.assert_array_equal(scaling.columns, plain.columns)
+        np.testing.assert_allclose(tensor.row_units(scaling), plain.rows, rtol=1e-6)
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
@@ -227,21 +242,24 @@ def test_affine_form_is_the_table_and_tables_are_halves_up_to_ten_bits() -> None
     assert read_out_form(tensor, code, posterior, scaling).form == "table"  # no line
 
 
-def test_integer_tables_fill_their_range() -> None:
-    """A quantised weight's read-out in integers of its own type, the largest at 127, within half an integer."""
-    for name, dtype, zero in (("int8-zero-point", np.int8, 0), ("uint8-channels", np.uint8, 128)):
+def test_integer_tables_stay_on_the_model_s_own_grid() -> None:
+    """The read-out of kept words: integers of the same type around the same zero point, each within half a step of the
+    posterior mean, and none beyond what the tensor holds."""
+    for name, dtype, zero in (("int8-zero-point", np.int8, -7), ("uint8-channels", np.uint8, 100)):
         tensor = data_of(CASES[name]().model)
         assert tensor.fixed is not None
         scaling = tensor.scaling("peak")
-        x = normalise(tensor.values, scaling.factors(tensor.values.ndim))
+        x = tensor.normalised(scaling)
         readout = design_readout("posterior-mean", tensor.fixed, FlipRates.uniform(0.1, 8), word_sums(tensor.fixed, x))
         form = read_out_form(tensor, tensor.fixed, readout, scaling)
         assert (form.form, form.words_type, form.zero_point) == ("integer-table", "UINT8", zero)
         assert form.table is not None
         table = np.asarray(form.table)
         assert np.array_equal(table, table.astype(dtype))
-        assert np.abs(table - zero).max() == HALF_RANGE
-        step = float(form.scales[0]) / float(scaling.rows[0])
-        np.testing.assert_allclose((table - zero) * step, readout.table, rtol=0, atol=0.5001 * step)
+        np.testing.assert_allclose((table - zero) / 127, readout.table, rtol=0, atol=0.5001 / 127)
+        stretched = ReadOut("posterior-mean", readout.table * 100)
+        integers = stored_values(tensor.weight)
+        wide = np.asarray(read_out_form(tensor, tensor.fixed, stretched, scaling).table)
+        assert (wide.min(), wide.max()) == tensor.limits == (integers.min(), integers.max())
         plain = design_readout("plain", tensor.fixed, FlipRates.uniform(0.1, 8), word_sums(tensor.fixed, x))
         assert read_out_form(tensor, tensor.fixed, plain, scaling).form == "dequantize"

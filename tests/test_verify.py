@@ -49,6 +49,7 @@ def test_every_kind_of_model_verifies(name: str, tmp_path: Path) -> None:
     assert [check.detail for check in checks if not check.passed] == []
     assert [check.name for check in checks] == [
         "plan", "standard operators", "interface", "stored words", "equal without faults", "read-out folded",
+        *(["integer kernels"] if "int8" in name or "quantised" in name else []),
     ]  # fmt: skip
 
 

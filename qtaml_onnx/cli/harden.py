@@ -78,6 +78,9 @@ def harden(
     no_input_scales: Annotated[
         bool, typer.Option("--no-input-scales", help="No scales an input channel (they need --calibration).")
     ] = False,
+    keep_codes: Annotated[
+        bool, typer.Option("--keep-codes", help="Keep the words of quantised weights; change how they are read alone.")
+    ] = False,
     per_tensor_scales: o.PerTensor = False,
     sensitivity: Annotated[
         str,
@@ -157,6 +160,7 @@ def harden(
         bias_correction=not no_bias_correction,
         input_scales=not no_input_scales,
         sensitivity=sensitivity,
+        keep_codes=keep_codes,
         include=include or (),
         exclude=exclude or (),
         include_small=include_small,

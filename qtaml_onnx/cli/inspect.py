@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
@@ -27,7 +29,7 @@ __all__ = ["inspect"]
 
 _PROBES = 3
 _METHOD = METHODS["posterior-mean"]
-"""Its scales, the largest weight of each channel, are those that the table shows."""
+"""What is probed with its scales is what the table shows."""
 
 
 def inspect(
@@ -78,14 +80,11 @@ def inspect(
             "weights": tensor.weight.size,
             "max_abs": _largest(tensor),
             "rms": _rms(tensor),
-            "channels": int(planner.scaling(_METHOD, tensor).rows.size),
-            "channel_range": [
-                float(planner.scaling(_METHOD, tensor).rows.min()),
-                float(planner.scaling(_METHOD, tensor).rows.max()),
-            ],
+            "channels": int(scales.size),
+            "channel_range": [float(scales.min()), float(scales.max())],
             "sensitivity": energy.get(tensor.weight.name),
         }
-        for tensor in planner.tensors
+        for tensor, scales in ((tensor, _scales(tensor)) for tensor in planner.tensors)
     ]
     left_out = [{"name": item.name, "reason": item.reason} for item in inventory.left_out]
     print_warnings(warnings, quiet)
@@ -121,13 +120,18 @@ def _table(planner: Planner, energy: dict[str, float]) -> Table:
     for tensor in planner.tensors:
         weight = tensor.weight
         cells = [weight.name, weight.op_type, "×".join(map(str, weight.shape)), weight.dtype.name, str(weight.size)]
-        cells += [f"{_largest(tensor):.4g}", f"{_rms(tensor):.4g}", str(planner.scaling(_METHOD, tensor).rows.size)]
+        cells += [f"{_largest(tensor):.4g}", f"{_rms(tensor):.4g}", str(_scales(tensor).size)]
         table.add_row(*(escape(printable(cell)) for cell in cells), *([f"{energy[weight.name]:.3g}"] if energy else []))
     return table
 
 
 def _largest(tensor: TensorData) -> float:
     return float(channel_scales(tensor.values, None)[0]) if tensor.values.any() else 0.0
+
+
+def _scales(tensor: TensorData) -> NDArray[np.float32]:
+    """The largest weight of each channel."""
+    return channel_scales(tensor.values, tensor.axis)
 
 
 def _rms(tensor: TensorData) -> float:

@@ -8,19 +8,19 @@ from importlib.resources import files
 from math import prod
 
 import numpy as np
-import onnx_ir as ir
 
 from qtaml_onnx.firmware.manifest import ImageTensor, Manifest
 from qtaml_onnx.firmware.parity import BchCoder, Coder, LdpcCoder, ParityCoder, RepetitionCoder, SecDedCoder
 from qtaml_onnx.plan import BiasPlan, TensorPlan
 
-__all__ = ["c_files", "model_scales", "tensor_symbols"]
+__all__ = ["c_files", "tensor_symbols"]
 
 _FORMS = {
     "affine": "QTAML_AFFINE",
     "table": "QTAML_TABLE",
     "dequantize": "QTAML_DEQUANTIZE",
     "integer-table": "QTAML_INTEGER_TABLE",
+    "integer-grid": "QTAML_INTEGER_GRID",
 }
 _TYPES = {
     "FLOAT": "QTAML_FLOAT32",
@@ -61,15 +61,6 @@ def tensor_symbols(manifest: Manifest) -> list[str]:
         symbol = f"QTAML_TENSOR_{name or number}"
         found.append(symbol if symbol not in found else f"{symbol}_NUMBER_{number}")
     return found
-
-
-def model_scales(tensor: ImageTensor) -> list[float]:
-    """The scales of the read-out as the model holds them: a DequantizeLinear's are of the type of its weights."""
-    plan = tensor.storage
-    scales = np.asarray(plan.scales, np.float32)
-    if plan.form in ("dequantize", "integer-table") and tensor.weight_type != "DOUBLE":
-        scales = scales.astype(ir.DataType[tensor.weight_type].numpy())
-    return [float(scale) for scale in scales]
 
 
 def _header(manifest: Manifest, coder: Coder | None) -> str:
@@ -162,7 +153,7 @@ class _Source:
     def _tensor(self, number: int, tensor: ImageTensor) -> str:
         plan = tensor.storage
         table, codes = "{NULL, NULL}", "NULL"
-        if plan.form == "table" and plan.table is not None:
+        if plan.form in ("table", "integer-grid") and plan.table is not None:
             half = plan.table_type == "FLOAT16"
             table = f"{{{self._halves(plan.table)}, NULL}}" if half else f"{{NULL, {self._floats(plan.table)}}}"
         elif plan.form == "integer-table" and plan.table is not None:
@@ -171,9 +162,11 @@ class _Source:
         if plan.bias is not None:
             bias = f"&bias_{number}"
             self._bias(bias[1:], plan, plan.bias)
-        columns = "{{NULL, NULL}, 0u, 1u}"
+        columns = steps = "{{NULL, NULL}, 0u, 1u}"
         if plan.input_scales is not None:
             columns = self._channels(plan, plan.input_scales, plan.input_axis, half=True)
+        if plan.steps is not None:
+            steps = self._channels(plan, plan.steps.values, plan.steps.axis, half=False)
         mask = sum(1 << plane for plane in plan.protected_planes)
         fields = [
             _literal(plan.name),
@@ -188,11 +181,12 @@ class _Source:
             str(tensor.protected.bits),
             f"0x{mask:x}",
             str(tensor.null_word),
-            str(plan.zero_point),
+            *map(str, (plan.zero_point, *(plan.limits or (0, 0)))),
             *(f"{region.offset}u" for region in (tensor.bulk, tensor.protected, tensor.parity)),
             _float(plan.offset),
-            self._channels(plan, model_scales(tensor), plan.channel_axis, half=False),
+            self._channels(plan, plan.scales, plan.channel_axis, half=False),
             columns,
+            steps,
             table,
             codes,
             bias,

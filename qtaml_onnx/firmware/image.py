@@ -36,7 +36,7 @@ from qtaml_onnx.stored import plan_path
 __all__ = ["IMAGE_NAMES", "Images", "TensorImage", "build_image", "coder_for", "load_hardened", "read_images"]
 
 IMAGE_NAMES: tuple[ImageName, ...] = ("bulk.bin", "protected.bin", "parity.bin")
-_FORMS = ("affine", "table", "dequantize", "integer-table")
+_FORMS = ("affine", "table", "dequantize", "integer-table", "integer-grid")
 _WORDS = ("INT8", "UINT8", "UINT16")
 _LONGEST_WORD = 16
 _MOST_WEIGHTS = 1 << 31
@@ -226,7 +226,7 @@ def build_image(source: SourceModel, plan: StoragePlan, rows: Rows) -> tuple[Man
         tensors.append(
             ImageTensor(
                 storage=tensor,
-                weight_type=_weight_type(tensor, value),
+                weight_type=_TYPES[ir.DataType[tensor.steps.dtype if tensor.steps else tensor.dtype]],
                 null_word=_null_word(tensor),
                 bulk=regions[0],
                 protected=regions[1],
@@ -260,7 +260,20 @@ def _check_tensor(tensor: TensorPlan) -> None:
         )
     if tensor.bits > _LONGEST_WORD or tensor.size >= _MOST_WEIGHTS:
         raise InputError(f"'{tensor.name}' is too large for the C reader; --exclude it when hardening")
-    numbers = [*tensor.scales, *(tensor.input_scales or ()), *(tensor.table or ()), tensor.offset]
+    if tensor.quantized and (tensor.steps is None or tensor.packing is not None):
+        raise InputError(
+            f"'{tensor.name}' has scales a block, or a zero point a channel, which the C reader does not know; "
+            "--exclude it when hardening"
+        )
+    if tensor.dtype == "UINT16":
+        raise InputError(f"'{tensor.name}': the C reader has no room for UINT16; --exclude it when hardening")
+    if tensor.bias is not None and tensor.bias.quantized is not None and tensor.bias.quantized.rounded:
+        raise InputError(
+            f"the bias of '{tensor.name}' corrects itself in 32-bit integers, which the C reader does not compute; "
+            "harden with --no-bias-correction"
+        )
+    steps = tensor.steps.values if tensor.steps is not None else ()
+    numbers = [*tensor.scales, *(tensor.input_scales or ()), *(tensor.table or ()), *steps, tensor.offset]
     if not np.isfinite(np.array(numbers)).all():
         raise InputError(f"'{tensor.name}' has constants that are not finite; --exclude it when hardening")
 
@@ -273,21 +286,6 @@ def _null_word(tensor: TensorPlan) -> int:
     )
     values = decode_tensor(single, words.view(tensor.words_type.lower()))
     return int(np.argmin(np.abs(values)))
-
-
-def _weight_type(tensor: TensorPlan, words: ir.Value) -> WeightType:
-    """The type to which the read-out rounds: the constant's own, or that of the scale of its DequantizeLinear."""
-    if tensor.form in ("affine", "table"):
-        return _TYPES[ir.DataType[tensor.dtype]]
-    value: ir.Value | None = words
-    while value is not None:
-        nodes = {use.node.op_type: use.node for use in value.uses()}
-        if "DequantizeLinear" in nodes:
-            scale = nodes["DequantizeLinear"].inputs[1]
-            return _TYPES.get(scale.dtype or ir.DataType.FLOAT, "FLOAT") if scale is not None else "FLOAT"
-        step = nodes.get("Cast") or nodes.get("Gather")
-        value = step.outputs[0] if step is not None else None
-    return "FLOAT"
 
 
 def read_images(folder: Path, manifest: Manifest) -> Images:

@@ -452,17 +452,36 @@ static int signed_word(const qtaml_tensor *t, uint16_t word) {
   return t->is_signed && word >> (t->bits - 1) ? (int)word - (1 << t->bits) : (int)word;
 }
 
+static float scale_of(const qtaml_tensor *t, uint32_t index) {
+  float scale = channel(&t->scales, index);
+  return t->input_scales.count ? scale * channel(&t->input_scales, index) : scale;
+}
+
+static int is_quantized(const qtaml_tensor *t) { return t->form >= QTAML_DEQUANTIZE; }
+
+static int read_integer(const qtaml_tensor *t, uint16_t word, uint32_t index) {
+  float value;
+  int below;
+  if (t->form == QTAML_DEQUANTIZE) return signed_word(t, word);
+  if (t->form == QTAML_INTEGER_TABLE) return t->codes[word];
+  value = number(&t->table, word) * scale_of(t, index);
+  value = value + ((float)t->zero_point + 0.5f);
+  if (value >= (float)t->largest) return t->largest;
+  if (value < (float)t->least) return t->least;
+  below = (int)value; /* towards zero */
+  return (float)below > value ? below - 1 : below;
+}
+
 static float read_weight(const qtaml_model *model, const qtaml_tensor *t, const qtaml_image *image, uint32_t index) {
   uint16_t word = read_word(model, t, image, index);
-  float scale = channel(&t->scales, index), value;
-  if (t->input_scales.count) scale = scale * channel(&t->input_scales, index);
-  switch (t->form) {
-    case QTAML_AFFINE: value = (float)signed_word(t, word) - t->offset; break;
-    case QTAML_TABLE: value = number(&t->table, word); break;
-    case QTAML_DEQUANTIZE: value = (float)(signed_word(t, word) - t->zero_point); break;
-    default: value = (float)(t->codes[word] - t->zero_point);
+  float value;
+  if (is_quantized(t)) {
+    value = (float)(read_integer(t, word, index) - t->zero_point) * channel(&t->steps, index);
+  } else {
+    value = t->form == QTAML_TABLE ? number(&t->table, word) : (float)signed_word(t, word) - t->offset;
+    value = value * scale_of(t, index);
   }
-  return rounded(value * scale, t->type);
+  return rounded(value, t->type);
 }
 
 static int in_range(const qtaml_tensor *t, uint32_t first, uint32_t count) {
@@ -492,10 +511,9 @@ qtaml_status qtaml_read_codes(const qtaml_model *model, uint32_t tensor, const q
   const qtaml_tensor *t = tensor_of(model, tensor, image);
   uint32_t i;
   if (!in_range(t, first, count) || (count && !codes)) return QTAML_BAD_ARGUMENT;
-  if (t->form != QTAML_DEQUANTIZE && t->form != QTAML_INTEGER_TABLE) return QTAML_NOT_INTEGER;
+  if (!is_quantized(t)) return QTAML_NOT_INTEGER;
   for (i = 0; i < count; i++) {
-    uint16_t word = read_word(model, t, image, first + i);
-    codes[i] = t->form == QTAML_DEQUANTIZE ? (int16_t)signed_word(t, word) : t->codes[word];
+    codes[i] = (int16_t)read_integer(t, read_word(model, t, image, first + i), first + i);
   }
   return QTAML_OK;
 }

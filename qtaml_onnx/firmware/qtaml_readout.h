@@ -50,8 +50,10 @@ typedef struct {
 typedef enum {
   QTAML_AFFINE = 0,       /* (word - offset) * scale */
   QTAML_TABLE = 1,        /* table[word] * scale */
-  QTAML_DEQUANTIZE = 2,   /* (word - zero_point) * scale */
-  QTAML_INTEGER_TABLE = 3 /* (codes[word] - zero_point) * scale */
+  QTAML_DEQUANTIZE = 2,   /* (word - zero_point) * step */
+  QTAML_INTEGER_TABLE = 3, /* (codes[word] - zero_point) * step */
+  QTAML_INTEGER_GRID = 4   /* (integer - zero_point) * step, integer = floor(table[word] * scale + zero_point + 1/2),
+                              at least `least` and at most `largest` */
 } qtaml_form;
 
 typedef enum { QTAML_FLOAT32 = 0, QTAML_FLOAT16 = 1, QTAML_BFLOAT16 = 2, QTAML_FLOAT64 = 3 } qtaml_type;
@@ -90,12 +92,15 @@ typedef struct {
   uint16_t protected_planes; /* bit mask */
   uint16_t null_word;        /* what a word of wrong parity is read as */
   int16_t zero_point;
+  int16_t least; /* integers of a quantised tensor */
+  int16_t largest;
   uint64_t bulk_offset; /* bytes; of the others too */
   uint64_t protected_offset;
   uint64_t parity_offset;
   float offset;
   qtaml_channels scales;
   qtaml_channels input_scales;
+  qtaml_channels steps; /* of a quantised tensor: what its integers are multiplied by in the model */
   qtaml_numbers table;
   const int16_t *codes;
   const qtaml_bias *bias;

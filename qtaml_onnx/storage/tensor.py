@@ -10,15 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtaml_onnx.channel import FloatArray
-from qtaml_onnx.plan import TensorPlan, table_array
+from qtaml_onnx.plan import INTEGER_TYPES, TensorPlan, table_array
 from qtaml_onnx.storage.codes import word_dtype
 
 _Float = TypeVar("_Float", np.float16, np.float32)
+_Numbers = NDArray[np.floating] | NDArray[np.integer]
 
 __all__ = [
     "along_channels",
     "blocks",
     "channel_scales",
+    "decode_integers",
     "decode_tensor",
     "encode_tensor",
     "factors_of",
@@ -38,13 +40,16 @@ def along_channels(values: NDArray[_Float], rank: int, axis: int | None) -> NDAr
     return values.reshape(tuple(-1 if i == axis else 1 for i in range(rank)))
 
 
-def channel_scales(weights: NDArray[np.floating], axis: int | None) -> NDArray[np.float32]:
+def channel_scales(weights: _Numbers, axis: int | None) -> NDArray[np.float32]:
     """Largest magnitude a channel (a tensor if `axis` is None), float32 [channels] or [1]; 1 where all are 0."""
     others = tuple(i for i in range(weights.ndim) if i != axis)
     peak = np.zeros(1 if axis is None else weights.shape[axis], dtype=np.float32)
     for block in blocks(weights.shape):
         own = block[axis] if axis is not None and axis < len(block) else slice(None)
-        largest = np.abs(weights[block]).max(axis=others).astype(np.float32)
+        values = weights[block]
+        if values.dtype.kind in "iu":  # the least integer has no positive twin in its own type
+            values = values.astype(np.float32)
+        largest = np.abs(values).max(axis=others).astype(np.float32)
         peak[own] = np.maximum(peak[own], largest)
     return np.where(peak > 0, peak, np.float32(1)).astype(np.float32)
 
@@ -67,7 +72,7 @@ def blocks(shape: tuple[int, ...]) -> Iterator[tuple[Any, ...]]:
 
 
 def normalise(
-    weights: NDArray[np.floating], rows: NDArray[np.float32], columns: NDArray[np.float32] | None = None
+    weights: _Numbers, rows: NDArray[np.float32], columns: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
     """Weights over their scales, float32, the shape of `weights`: what a code is made for.
 
@@ -116,24 +121,33 @@ def encode_tensor(plan: TensorPlan, weights: NDArray[np.generic]) -> NDArray[np.
 
     Args:
         plan: How it is stored.
-        weights: Float weights; for the integer forms, the words of the model's DequantizeLinear, which are kept.
+        weights: Float weights, or the integers of a quantised weight.
 
     Returns:
         int8, uint8 or uint16, the shape of `weights`: the words as the initializer holds them.
     """
     if plan.form in ("dequantize", "integer-table"):
-        return np.asarray(weights).view(plan.words_type.lower())
+        mask = (1 << plan.bits) - 1
+        kept = np.asarray(weights).astype(np.uint8, copy=False) & np.uint8(mask)
+        return kept.view(plan.words_type.lower())
     rows, columns = _scales(plan, plan.weight_scales, np.ndim(weights))
     code = plan.code.code()
     words = np.empty(np.shape(weights), dtype=np.uint8 if plan.bits <= 8 else np.uint16)
     for block in blocks(words.shape):
-        factors = factors_of(rows, columns, block, words.shape)
-        words[block] = code.encode(weights[block].astype(np.float32, copy=False) / factors)
+        values = weights[block].astype(np.float32, copy=False)
+        if plan.quantized and plan.zero_point:
+            values = values - np.float32(plan.zero_point)
+        words[block] = code.encode(values / factors_of(rows, columns, block, words.shape))
     return words.view(np.int8) if plan.words_type == "INT8" else words
 
 
 def decode_tensor(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.float32]:
-    """The weights that the hardened model sees for these words, in the model's own float32 arithmetic."""
+    """The weights that the hardened model sees for these words, in the model's own float32 arithmetic.
+
+    Those of quantised weights count in integers from `plan.zero_point`.
+    """
+    if plan.quantized:
+        return (decode_integers(plan, words) - np.float32(plan.zero_point)).astype(np.float32)
     rows, columns = _scales(plan, plan.scales, words.ndim)
     scale = factors_of(rows, columns, (...,), words.shape)
     if plan.form == "affine":
@@ -141,13 +155,28 @@ def decode_tensor(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.fl
         if plan.offset:
             value = value - np.float32(plan.offset)
         return np.asarray(value * scale)
+    return np.asarray(_looked_up(plan, words) * scale)
+
+
+def decode_integers(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.integer]:
+    """The integers that the hardened model's operator sees for these words, in a type of 8 bits or as its own."""
     if plan.form == "dequantize":
-        return np.asarray((words.astype(np.float32) - np.float32(plan.zero_point)) * scale)
-    index = words.view(np.uint8) if words.dtype == np.int8 else words
-    value = table_array(plan).astype(np.float32)[index]
+        return words
     if plan.form == "integer-table":
-        value = value - np.float32(plan.zero_point)
-    return np.asarray(value * scale)
+        return np.asarray(table_array(plan)[words.view(np.uint8)])
+    (rows, columns), (low, high) = _scales(plan, plan.scales, words.ndim), plan.limits or (0, 0)
+    result = np.empty(words.shape, dtype=INTEGER_TYPES[plan.dtype])
+    for block in blocks(words.shape):
+        scale = factors_of(rows, columns, block, words.shape)
+        # As the graph computes it: floor(x + 1/2) rounds in every opset.
+        shifted = np.floor(_looked_up(plan, words[block]) * scale + np.float32(plan.zero_point + 0.5))
+        result[block] = np.clip(shifted, np.float32(low), np.float32(high))
+    return result
+
+
+def _looked_up(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.float32]:
+    index = words.view(np.uint8) if words.dtype == np.int8 else words
+    return np.asarray(table_array(plan).astype(np.float32)[index])
 
 
 def read_table(tensor: TensorPlan) -> FloatArray:
@@ -156,6 +185,10 @@ def read_table(tensor: TensorPlan) -> FloatArray:
     Where channels differ in their gain, that of the median channel.
     """
     ratio = float(np.median(np.divide(tensor.scales, tensor.weight_scales)))
+    if tensor.form == "integer-grid":  # but for the rounding, which is another one in every channel
+        return table_array(tensor).astype(np.float64) * ratio
+    words = np.arange(1 << tensor.bits, dtype=word_dtype(tensor.bits)).view(tensor.words_type.lower())
+    if tensor.quantized:
+        return decode_tensor(tensor, words).astype(np.float64) / tensor.weight_scales[0]
     one = tensor.model_copy(update={"scales": (ratio,), "channel_axis": None, "input_scales": None})
-    words = np.arange(1 << tensor.bits, dtype=word_dtype(tensor.bits))
-    return decode_tensor(one, words.view(tensor.words_type.lower())).astype(np.float64)
+    return decode_tensor(one, words).astype(np.float64)

@@ -59,7 +59,7 @@ int main(int argc, char **argv) {
     if (qtaml_read_weights(model, t, &image, half, tensor->size - half, weights + half) != QTAML_OK) return 10;
     save(words, sizeof *words, tensor->size, out);
     save(weights, sizeof *weights, tensor->size, out);
-    if (tensor->form == QTAML_DEQUANTIZE || tensor->form == QTAML_INTEGER_TABLE) {
+    if (tensor->form >= QTAML_DEQUANTIZE) {
       if (qtaml_read_codes(model, t, &image, 0, tensor->size, codes) != QTAML_OK) return 11;
       save(codes, sizeof *codes, tensor->size, out);
     } else if (qtaml_read_codes(model, t, &image, 0, tensor->size, codes) != QTAML_NOT_INTEGER) {

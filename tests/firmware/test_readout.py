@@ -14,6 +14,8 @@ from c_reader import CReader, Reading, exported, flip
 from layer_models import LAYERS
 from numpy.typing import NDArray
 from onnx import TensorProto
+from quantized_models import FORMATS as QUANTISED
+from quantized_models import feeds
 from small_models import CASES, OUT, Case, X, matmul, model, normal
 from stored_models import Stored, run, source_model, store
 
@@ -21,13 +23,13 @@ from qtaml_onnx import import_image
 from qtaml_onnx.calibrate import calibrate_layers
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.data import Dataset
-from qtaml_onnx.firmware.c_tables import model_scales
+from qtaml_onnx.errors import InputError
 from qtaml_onnx.firmware.manifest import Manifest, read_manifest
 from qtaml_onnx.hardening import carry_out
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.plan import FaultModel, StoragePlan
 from qtaml_onnx.planner import Planner, prepare
-from qtaml_onnx.storage.tensor import decode_tensor
+from qtaml_onnx.storage.tensor import along_channels, decode_integers, decode_tensor
 
 Array = NDArray[Any]
 
@@ -60,9 +62,9 @@ def read_in_onnxruntime(proto: onnx.ModelProto, case: Case, plan: StoragePlan) -
             if tensor.name in makers and tensor.dtype != "BFLOAT16":  # whose arrays onnxruntime does not hand out
                 wanted[tensor.name] = tensor.name
             continue
-        while value in readers and readers[value].op_type != "DequantizeLinear":
+        while value in readers and readers[value].op_type not in ("DequantizeLinear", "QLinearConv"):
             value = readers[value].output[0]
-        if value in readers:
+        if value in readers and readers[value].op_type == "DequantizeLinear":
             wanted[tensor.name] = readers[value].output[0]
     probed = onnx.ModelProto()
     probed.CopyFrom(proto)
@@ -86,8 +88,10 @@ def check(reading: Reading, manifest: Manifest, image: Path, hardened: Path, cas
         stored = words[plan.words_name]
         np.testing.assert_array_equal(reading.words[number], stored.view(f"u{stored.itemsize}"))
         dtype = {"FLOAT": np.float32, "DOUBLE": np.float64, "FLOAT16": np.float16}.get(tensor.weight_type)
-        as_held = plan.model_copy(update={"scales": tuple(model_scales(tensor))})
-        expected = decode_tensor(as_held, stored)
+        expected = decode_tensor(plan, stored)
+        if plan.steps is not None:
+            axis = plan.steps.axis
+            expected = expected * along_channels(np.asarray(plan.steps.values, np.float32), expected.ndim, axis)
         if dtype is None:
             import ml_dtypes
 
@@ -100,8 +104,7 @@ def check(reading: Reading, manifest: Manifest, image: Path, hardened: Path, cas
             same_bits(reading.weights[number], seen[plan.name].astype(np.float32))
         codes = reading.codes[number]
         if codes is not None:
-            table = np.asarray(plan.table, np.int16)[stored] if plan.form == "integer-table" else stored
-            np.testing.assert_array_equal(codes, table)
+            np.testing.assert_array_equal(codes, decode_integers(plan, stored))
     return len(seen)
 
 
@@ -139,6 +142,49 @@ def compare(name: str, method: str, folder: Path, reader: CReader, row_bits: int
 def test_weights_equal_the_onnx_read_out(name: str, tmp_path: Path, sanitized_reader: CReader) -> None:
     asked = compare(name, "channel-optimized", tmp_path, sanitized_reader)
     assert asked or name.startswith("function") or name in ("gather-bfloat16",)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "form"),
+    [
+        ("qdq-int4-channel-symmetric", "channel-optimized", "integer-grid"),
+        ("qdq-uint4-tensor-asymmetric", "tac", "integer-table"),
+        ("qdq-int16-channel-symmetric", "channel-optimized", "integer-grid"),
+        ("qdq-uint8-tensor-asymmetric", "none", "dequantize"),
+        ("qdq-float16-scales", "channel-optimized", "integer-grid"),
+        ("opset10-QLinearConv", "channel-optimized", "integer-grid"),
+    ],
+)
+def test_integers_of_quantised_models(
+    name: str, method: str, form: str, tmp_path: Path, sanitized_reader: CReader
+) -> None:
+    """Words, integers and weights of every read-out of quantised models, of the operator's own rounding."""
+    proto = QUANTISED[name]()
+    stored = store(proto, method, 0.05)
+    hardened, image = exported(stored, tmp_path)
+    manifest = read_manifest(image)
+    assert [tensor.storage.form for tensor in manifest.tensors] == [form]
+    case = Case(lambda _values: proto, {}, feeds(proto))
+    for rate in (0.0, 0.1):
+        flip(image, rate)
+        reading = sanitized_reader.read(image)
+        assert reading.codes[0] is not None
+        asked = check(reading, manifest, image, hardened, case)
+        assert asked or "QLinear" in name
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("qdq-int8-block-symmetric", "scales a block, or a zero point a channel"),
+        ("qdq-uint8-channel-asymmetric", "scales a block, or a zero point a channel"),
+        ("packed-4-symmetric-64", "scales a block, or a zero point a channel"),
+        ("qdq-uint16-tensor-symmetric", "no room for UINT16"),
+    ],
+)
+def test_what_the_reader_cannot_is_refused_with_the_reason(name: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{reason}.*--exclude it"):
+        exported(store(QUANTISED[name](), "channel-optimized", 0.05), tmp_path)
 
 
 @pytest.mark.slow

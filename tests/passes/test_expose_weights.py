@@ -13,23 +13,29 @@ from qtaml_onnx.passes.expose_weights import ExposeWeights
 from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.passes.substitute_weights import SubstituteWeights
 from qtaml_onnx.verification import comparison_options
-from qtaml_onnx.weights import find_weights, float_weights
+from qtaml_onnx.weights import find_weights, float_weights, stored_values
 
 RUNS = [name for name in CASES if "bfloat16" not in name]
 """NumPy has no bfloat16 that onnxruntime would take as an input."""
 
 
-def new_values(model: ir.Model) -> dict[str, np.ndarray]:
-    """Other weights: each negated and scaled."""
-    return {w.name: (float_weights(w) * -1.5).astype(float_weights(w).dtype) for w in find_weights(model).weights}
+def new_values(model: ir.Model, integers: bool = False) -> dict[str, np.ndarray]:
+    """Other weights: each negated and scaled; of quantised ones, integers of the same type upside down if asked for."""
+    values = {}
+    for weight in find_weights(model).weights:
+        values[weight.name] = (float_weights(weight) * -1.5).astype(float_weights(weight).dtype)
+        if integers and weight.grid is not None:
+            stored = stored_values(weight).astype(weight.dtype.numpy())
+            values[weight.name] = np.invert(stored)
+    return values
 
 
-def expected(name: str) -> list[np.ndarray]:
+def expected(name: str, integers: bool = False) -> list[np.ndarray]:
     """What the model computes with these weights: built with them, without the passes."""
     case = CASES[name]()
     source = source_model(case.model).model
     FoldWeights()(source)
-    values = new_values(source)
+    values = new_values(source, integers)
     return run(case.build(values), case.feeds, comparison_options())
 
 
@@ -63,11 +69,11 @@ def test_substituted_weights_take_the_place_of_the_model_s(name: str) -> None:
     case = CASES[name]()
     model = source_model(case.model).model
     FoldWeights()(model)
-    SubstituteWeights(new_values(model))(model)
+    SubstituteWeights(new_values(model, integers=True))(model)
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto)
     assert proto.ir_version == case.model.ir_version
-    for got, wanted in zip(run(proto, case.feeds, comparison_options()), expected(name), strict=True):
+    for got, wanted in zip(run(proto, case.feeds, comparison_options()), expected(name, integers=True), strict=True):
         np.testing.assert_array_equal(got, wanted)
 
 

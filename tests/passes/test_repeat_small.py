@@ -26,7 +26,9 @@ from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.planner import Planner, prepare
 from qtaml_onnx.small import SmallStorage
 from qtaml_onnx.storage.repetition import majority, repeat
+from qtaml_onnx.storage.tensor import decode_integers, encode_tensor
 from qtaml_onnx.verification import comparison_options
+from qtaml_onnx.weights import find_weights, stored_values
 
 
 def store_small(proto: onnx.ModelProto, copies: int | None = 3, method: str = "posterior-mean") -> Stored:
@@ -223,7 +225,8 @@ def test_plain_storage_keeps_one_copy() -> None:
 
 
 def test_zero_points_and_biases_of_integer_operators_are_small_their_weights_are_not() -> None:
-    """A QLinearConv with a bias of 32 bits, computed without faults as before."""
+    """A QLinearConv with a bias of 32 bits, computed without faults as before; the scales of its weight belong to
+    that weight, and are stored several times as well."""
     make = helper.make_node
     nodes = [
         make("QuantizeLinear", ["x", "s", "z"], ["xq"]),
@@ -241,9 +244,13 @@ def test_zero_points_and_biases_of_integer_operators_are_small_their_weights_are
     stored = store_small(proto)
     assert stored.plan.small is not None
     listed = {t.name: t.dtype for t in stored.plan.small.tensors}
-    assert {"z": "UINT8", "wz": "INT8", "b": "INT32", "ws": "FLOAT", "ys": "FLOAT"}.items() <= listed.items()
-    assert "W" not in listed
+    assert listed == {"z": "UINT8", "wz": "INT8", "b": "INT32", "s": "FLOAT", "ys": "FLOAT"}
+    assert stored.plan.tensors[0].parameter_bits == 4 * 32
+    assert not {"z", "wz", "b", "s", "ws", "ys", "W"} & set(stored.hardened.graph.initializers)
     feeds = {"x": normal(1, 3, 5, 5, seed=9)}
+    plan, weight = stored.plan.tensors[0], find_weights(stored.source.model).weights[0]
+    constants["W"] = decode_integers(plan, encode_tensor(plan, stored_values(weight))).astype(np.int8)
+    proto = model(nodes, [info("x", 1, 1, 3, 5, 5)], [info("y", 1, 1, 4, 3, 3)], constants)
     expected = run(proto, feeds, comparison_options())[0]
     np.testing.assert_array_equal(run(ir.to_proto(stored.hardened), feeds, comparison_options())[0], expected)
     faulty = run(ir.to_proto(stored.faulty), feeds | rates_feed(0.0), fault_options())[0]
