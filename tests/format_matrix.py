@@ -49,10 +49,11 @@ What happens to each form in which a model can hold its weights. This page is ma
 and a test compares it with what the program does: nothing below is claimed by hand.
 
 A ✓ says that three things were done, at a flip rate of {RATE}: `harden` stored the weights and wrote the model;
-`inject` instrumented it, and with all rates 0 it computed what the hardened model computes, at onnxruntime's optimisation
-level "basic" (beyond it, onnxruntime rounds the activations of some quantised products); `verify` found the hardened
-model valid, of standard operators, with the interface of the original, equal to it up to the planned read-out, with
-nothing of the read-out left at inference and, where it is quantised, on the same integer operators. A number is a note below the table, with the program's own words.
+`inject` instrumented it, and with all rates 0 it computed what the hardened model computes, at onnxruntime's
+optimisation level "basic" (beyond it, onnxruntime rounds the activations of some quantised products); `verify` found
+the hardened model valid, of standard operators, with the interface of the original, equal to it up to the planned
+read-out, with nothing of the read-out left at inference and, where it is quantised, on the same integer operators. A
+number is a note below the table, with the program's own words.
 
 The columns are the methods of `--method`; the last is the default one with `{SMALL}`, which puts biases,
 norms, scales and zero points into the fault model too. *Stored* is the number of weight tensors that become words.
