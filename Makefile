@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SOURCES := $(shell find qtaml_onnx passes custom_ops -type f ! -path '*/__pycache__/*' ! -path '*/lib/*' 2>/dev/null) pyproject.toml
 
-# Test files side by side on all cores; a library that threads by itself gets one, or cores would be fought for.
+# Test files side by side on all cores.
 PARALLEL := -n auto --dist loadfile
 DIGITS := examples/digits
 DEMO_RATE := 0.05
