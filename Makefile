@@ -79,11 +79,11 @@ $(STAMP): $(SOURCES) | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.test: $(STAMP) pyproject.toml
-	$(BIN)/pip install --quiet '.[test]'
+	$(BIN)/pip install --quiet '.[test,cluster]'
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test
-	$(BIN)/pip install --quiet '.[test,lint]'
+	$(BIN)/pip install --quiet '.[test,cluster,lint]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.test
