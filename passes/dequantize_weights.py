@@ -23,10 +23,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qtaml_onnx.graph import Owner, constant_array, is_constant, walk
+from qtaml_onnx.graph import Owner, constant_array, constant_tensor, is_constant, walk
 from qtaml_onnx.passes._graph import NameTable, add_constant, discard
 from qtaml_onnx.quantized import BIAS_INPUTS, MICROSOFT, gathered_dequantize
-from qtaml_onnx.weights import Weight, find_weights, float_weights
+from qtaml_onnx.weights import Weight, find_weights
 
 __all__ = ["DequantizeWeights"]
 
@@ -72,7 +72,7 @@ class _Rewriter:
     def run(self) -> ir.Value:
         """The float constant that stands for the weight now."""
         old = self.weight.stored
-        value = self.constant(str(old.name), float_weights(self.weight))
+        value = self.constant(str(old.name), _floats(self.weight))
         if self.weight.dequantize is not None:
             self.weight.value.replace_all_uses_with(value, replace_graph_outputs=True)
             _drop(self.weight.dequantize)
@@ -96,7 +96,7 @@ class _Rewriter:
             bias.replace_all_uses_with(self.constant(str(bias.name), real))
             _drop(producer)
 
-    def constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
+    def constant(self, name: str, array: NDArray[np.generic] | ir.TensorProtocol) -> ir.Value:
         """A float constant beside the weight."""
         return add_constant(self.model, self.weight.owner, self.names.fresh(f"{name}.real"), array)
 
@@ -189,6 +189,18 @@ class _Rewriter:
         result = self.then("MatMul", [self._input(0), self.then("Transpose", [value], {"perm": [1, 0]})])
         bias = self._input(BIAS_INPUTS["MatMulNBits"])
         return result if bias is None else self.then("Add", [result, bias])
+
+
+def _floats(weight: Weight) -> ir.TensorProtocol:
+    """The weight in floats, computed whenever it is read: those of a whole model may not fit in memory."""
+    tensor, grid = constant_tensor(weight.stored), weight.grid
+    if grid is None:
+        return tensor
+
+    def compute() -> ir.TensorProtocol:
+        return ir.tensor(grid.dequantize(grid.integers(np.asarray(tensor.numpy()))))
+
+    return ir.LazyTensor(compute, dtype=ir.DataType.from_numpy(grid.float_type), shape=ir.Shape(grid.shape))
 
 
 def _expand_elementwise(model: ir.Model, names: NameTable) -> None:

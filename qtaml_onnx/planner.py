@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qtaml_onnx.allocation import Allocation
@@ -88,8 +90,6 @@ class Planner:
         bits: Word length of float weights, where it is not chosen a tensor.
         input_scales: Whether inputs of a layer get scales of their own where calibration says how much they vary.
         keep_codes: Whether the words that a quantised model brings along stay as they are.
-        analysis: The model with quantised weights as floats: where layers are found and measured. The model itself if
-            it has none.
         codes: By method name, the uniform code of its float weights, where it is not two's complement.
         protection: How protected planes are kept.
         residual: Rate at which they still flip.
@@ -131,7 +131,6 @@ class Planner:
         ideal = self.protection.name == "ideal"  # whatever the raw rate; codes are defined up to 1/2
         self.residual = 0.0 if ideal else self.protection.residual(raw)
         self.tensors = [gather(weight, per_tensor_scales) for weight in inventory.weights]
-        self.analysis, self._analysed = analysis_model(source, inventory)
         self.layers: dict[str, Layer] = {}
         self.statistics: dict[str, LayerStatistics] = {}
         self.biases: dict[str, BiasPlan] = {}
@@ -143,10 +142,20 @@ class Planner:
         self._scalings: dict[tuple[str, str], Scaling] = {}
         self._books: CodeBooks | None = None
 
+    @property
+    def analysis(self) -> ir.Model:
+        """The model with quantised weights as floats: where layers are found and measured."""
+        return self._analysis[0]
+
+    @cached_property
+    def _analysis(self) -> tuple[ir.Model, dict[str, str]]:
+        """The same, made when it is first asked for, and the name of each weight there."""
+        return analysis_model(self.source, self.inventory)
+
     def find_layers(self) -> None:
         """Looks for the layers whose bias can correct itself."""
         weights = {weight.name: weight for weight in find_weights(self.analysis).weights}
-        for name, analysed in self._analysed.items():
+        for name, analysed in self._analysis[1].items():
             layer, _reason = find_layer(self.analysis, weights[analysed])
             if layer is not None:
                 self.layers[name] = replace(layer, weight=name)
