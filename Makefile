@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SOURCES := $(shell find qtaml_onnx passes custom_ops -type f ! -path '*/__pycache__/*' ! -path '*/lib/*' 2>/dev/null) pyproject.toml
 
+# Test files side by side on all cores.
+PARALLEL := -n auto --dist loadfile
 DIGITS := examples/digits
 DEMO_RATE := 0.05
 
@@ -17,13 +19,13 @@ demo: $(STAMP)
 		--eval $(DIGITS)/digits_eval.npz --calibration $(DIGITS)/digits_calibration.npz
 
 test: $(VENV)/.test
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest $(PARALLEL) -m "not slow"
 
 test-slow: $(VENV)/.test
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest $(PARALLEL) -m slow
 
 test-all: $(VENV)/.test
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -77,11 +79,11 @@ $(STAMP): $(SOURCES) | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.test: $(STAMP) pyproject.toml
-	$(BIN)/pip install --quiet '.[test]'
+	$(BIN)/pip install --quiet '.[test,cluster]'
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test
-	$(BIN)/pip install --quiet '.[test,lint]'
+	$(BIN)/pip install --quiet '.[test,cluster,lint]'
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.test

@@ -38,11 +38,12 @@ from qtaml_onnx.calibrate import calibrate_layers
 from qtaml_onnx.campaign.metrics import Metric
 from qtaml_onnx.campaign.statistics import t_interval
 from qtaml_onnx.campaign.trials import run_first_output
+from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.data import input_specs, load_dataset
 from qtaml_onnx.deviations import DeviationRestorer
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.fault_inject import fault_inject
-from qtaml_onnx.hardening import PROBES, carry_out
+from qtaml_onnx.hardening import PROBES
 from qtaml_onnx.layers import LayerStatistics
 from qtaml_onnx.methods import METHODS, Method
 from qtaml_onnx.modelio import SourceModel, load_model

@@ -22,8 +22,9 @@ from qtaml_onnx.errors import InputError
 from qtaml_onnx.graph import Owner, constant_tensor
 from qtaml_onnx.passes._graph import NameTable, add_constant, discard, insert_at_start
 from qtaml_onnx.passes.store_quantized import store_quantized
-from qtaml_onnx.plan import StoragePlan, TensorPlan, table_array
+from qtaml_onnx.plan import StoragePlan
 from qtaml_onnx.storage.tensor import along_channels, encode_tensor
+from qtaml_onnx.tensor_plan import TensorPlan, table_array
 from qtaml_onnx.weights import Weight, find_weights
 
 __all__ = ["StoreWeights"]

@@ -20,7 +20,8 @@ from qtaml_onnx.data import Dataset
 from qtaml_onnx.forms import floats
 from qtaml_onnx.layers import Layer, LayerStatistics
 from qtaml_onnx.passes.inject_faults import RATES_INPUT, SEED_INPUT
-from qtaml_onnx.plan import StoragePlan, TensorPlan
+from qtaml_onnx.plan import StoragePlan
+from qtaml_onnx.tensor_plan import TensorPlan
 
 __all__ = ["DEVICES", "ROUNDS", "DeviationRestorer", "transfer_correction"]
 

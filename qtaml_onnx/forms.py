@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qtaml_onnx.plan import HALF_PRECISION_BITS, Form, WordsType
 from qtaml_onnx.quantized import IntegerGrid
 from qtaml_onnx.storage import Code, ReadOut
+from qtaml_onnx.tensor_plan import HALF_PRECISION_BITS, Form, WordsType
 from qtaml_onnx.tensors import Scaling, TensorData
 
 __all__ = ["ReadOutForm", "floats", "on_grid", "read_out_form"]

@@ -10,22 +10,18 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from qtaml_onnx import __version__
 from qtaml_onnx.calibrate import calibrate_layers
-from qtaml_onnx.campaign import Campaign, Result, Variant
+from qtaml_onnx.campaign import Campaign, Variant
+from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.channel import FlipRates
-from qtaml_onnx.comparison import Comparison, compare_methods
 from qtaml_onnx.data import Dataset, input_specs, load_dataset, synthetic_dataset
 from qtaml_onnx.deviations import DEVICES, ROUNDS, DeviationRestorer
 from qtaml_onnx.errors import GateError, InputError
 from qtaml_onnx.inference_time import measure_inference
+from qtaml_onnx.measurement import Models, measure_methods, measure_variants
 from qtaml_onnx.methods import METHODS, Method
 from qtaml_onnx.modelio import SourceModel, constant_bytes, load_model
 from qtaml_onnx.options import HardenOptions
-from qtaml_onnx.passes.correct_bias import CorrectBias
-from qtaml_onnx.passes.inject_faults import InjectFaults
-from qtaml_onnx.passes.repeat_small import RepeatSmall
-from qtaml_onnx.passes.store_weights import StoreWeights
 from qtaml_onnx.plan import FaultModel, StoragePlan
 from qtaml_onnx.planner import LONGEST_WORD, Allocation, Planner, prepare
 from qtaml_onnx.prediction import predict
@@ -34,7 +30,7 @@ from qtaml_onnx.report.build import Measurements, build_report
 from qtaml_onnx.report.schema import Report
 from qtaml_onnx.sensitivity import Sensitivity, measure_sensitivity
 from qtaml_onnx.small import SmallStorage
-from qtaml_onnx.sweep import MeasuredSweep, SweepStep, measure_sweep, rate_steps, scaled, sweep_trials
+from qtaml_onnx.sweep import SweepStep, rate_steps
 from qtaml_onnx.weights import Inventory
 
 __all__ = ["HardenOptions", "HardenResult", "harden", "harden_source"]
@@ -193,33 +189,18 @@ def harden_source(
     measured = None
     if original is not None and evaluation is not None:
         campaign = _campaign(evaluation, options)
-        models = _Models(planner, plan, original, hardened, faulty)
+        models = Models(planner, plan, original, hardened, faulty)
         steps = (sweep or rate_steps(planner.rates)) if options.sweep else []
-        results, around = _evaluate(models, campaign, options.off_design, steps, progress)
+        results, around = measure_variants(models, campaign, options.off_design, steps, progress)
         comparison = None
         if options.compare:
             if planner.plain_sensitivity is None and (plain := plain_sensitivity()) is not None:
                 planner.use_plain_sensitivity(plain)
-            comparison = _compare(models, campaign, restore, progress)
+            comparison = measure_methods(models, campaign, lambda plan: restore(plan, Silent()), progress)
         inference = measure_inference(original, ir.to_proto(hardened), evaluation, options.confidence)
         measured = Measurements(campaign, results, around, comparison, inference, options.fail_under)
     report = build_report(planner, plan, predicted, measured, calibration, warnings, command)
     return HardenResult(hardened, faulty, plan, report, source)
-
-
-def carry_out(source: SourceModel, plan: StoragePlan) -> tuple[ir.Model, ir.Model]:
-    """The hardened model of a plan and its instrumented twin, both new; the source's weights must be folded."""
-    hardened = source.model.clone()
-    repeat_small = RepeatSmall(plan, hardened)
-    StoreWeights(plan)(hardened)
-    CorrectBias({tensor.name: tensor.bias for tensor in plan.tensors if tensor.bias is not None})(hardened)
-    repeat_small(hardened)
-    hardened.metadata_props["qtaml_onnx.version"] = __version__
-    hardened.metadata_props["qtaml_onnx.plan_sha256"] = plan.sha256
-    hardened.metadata_props["qtaml_onnx.source_sha256"] = source.sha256
-    faulty = hardened.clone()
-    InjectFaults(plan)(faulty)
-    return hardened, faulty
 
 
 def _calibrate(planner: Planner, calibration: Dataset, correct_biases: bool, progress: Progress) -> None:
@@ -382,56 +363,3 @@ def _choose(
             else:
                 low = middle + 1
     return restore(planner.plan(menu, sequence[high]), progress)
-
-
-@dataclass(frozen=True)
-class _Models:
-    """A plan with the models that are measured."""
-
-    planner: Planner
-    plan: StoragePlan
-    original: onnx.ModelProto
-    hardened: ir.Model
-    faulty: ir.Model
-
-
-def _evaluate(
-    models: _Models, campaign: Campaign, off_design: bool, steps: Sequence[SweepStep], progress: Progress
-) -> tuple[list[Result], MeasuredSweep | None]:
-    """Clean, quantised, unprotected and hardened, the last two under the designed rates with the same seeds.
-
-    With `off_design` these two also at half and at twice the designed rates, which the designer rarely knows exactly,
-    and at the rates before the margin. With `steps` a sweep over them.
-    """
-    planner, plan = models.planner, models.plan
-    rates = [planner.rates]
-    if off_design:
-        given = planner.rates.scaled(1 / planner.fault_model.margin)
-        rates = [scaled(planner.rates, 0.5), given, planner.rates, scaled(planner.rates, 2)]
-        rates = sorted(dict.fromkeys(rates), key=lambda rates: max(*rates.p01, *rates.p10))
-    plain = planner.within_budget(METHODS["none"], 0)
-    results = [campaign.measure_clean(models.original)]
-    quantised, unprotected = carry_out(planner.source, plain)
-    results.append(campaign.measure_fixed(Variant("quantized", ir.to_proto(quantised))))
-    results.append(campaign.measure_fixed(Variant("hardened", ir.to_proto(models.hardened))))
-    variants = [
-        (Variant("unprotected", ir.to_proto(unprotected)), plain.planes),
-        (Variant("hardened", ir.to_proto(models.faulty)), plan.planes),
-    ]
-    with progress.steps("Monte-Carlo trials", 2 * len(rates) * campaign.trials) as step:
-        for variant, planes in variants:
-            seen = [rate.truncated(planes) for rate in rates]  # what its words see, if the rates differ by plane
-            results += campaign.measure_faulty(variant, seen, progress=step)
-    if not steps:
-        return results, None
-    with progress.steps("sweep", 2 * len(steps) * sweep_trials(campaign.trials)) as step:
-        return results, measure_sweep(models.original, variants, steps, campaign, step)
-
-
-def _compare(models: _Models, campaign: Campaign, restore: Restore, progress: Progress) -> Comparison:
-    planner = models.planner
-
-    def instrumented(plan: StoragePlan) -> onnx.ModelProto:
-        return ir.to_proto(carry_out(planner.source, restore(plan, Silent()))[1])
-
-    return compare_methods(planner, models.plan, models.original, instrumented, campaign, progress)

@@ -21,7 +21,7 @@ from qtaml_onnx.menu import Choice, Menu
 from qtaml_onnx.methods import Design, Method
 from qtaml_onnx.modelio import SourceModel
 from qtaml_onnx.passes.fold_weights import FoldWeights
-from qtaml_onnx.plan import BiasPlan, CodeSpec, FaultModel, LeftOutTensor, StoragePlan, TensorPlan, table_bits
+from qtaml_onnx.plan import FaultModel, LeftOutTensor, StoragePlan
 from qtaml_onnx.protection import Protection, scheme
 from qtaml_onnx.recoding import (
     analysis_model,
@@ -37,6 +37,7 @@ from qtaml_onnx.small import SmallStorage
 from qtaml_onnx.storage import word_sums
 from qtaml_onnx.storage.channel_optimized import design_channel_optimized
 from qtaml_onnx.storage.tensor import mean_square
+from qtaml_onnx.tensor_plan import BiasPlan, CodeSpec, TensorPlan, table_bits
 from qtaml_onnx.tensors import LONGEST_KEPT, Scaling, ScalingKind, TensorData, gather
 from qtaml_onnx.uniform_codes import DEFAULT_CODE, candidate_codes
 from qtaml_onnx.weights import Inventory, LeftOut, find_weights

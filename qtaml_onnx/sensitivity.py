@@ -21,8 +21,8 @@ from qtaml_onnx.data import Dataset
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.passes.correct_bias import CorrectBias
 from qtaml_onnx.passes.expose_weights import ExposeWeights
-from qtaml_onnx.plan import BiasPlan
 from qtaml_onnx.segments import Cuts, Values, can_cross, find_cuts
+from qtaml_onnx.tensor_plan import BiasPlan
 
 __all__ = ["Sensitivity", "measure_sensitivity"]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.fault_pattern import FaultPattern
-from qtaml_onnx.hardening import carry_out
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import PLAN_KEY, SourceModel, load_model
 from qtaml_onnx.passes.inject_faults import InjectFaults

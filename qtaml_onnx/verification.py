@@ -13,10 +13,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.data import Dataset, input_specs, synthetic_dataset
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.graph import STANDARD_DOMAINS, constant_array, walk
-from qtaml_onnx.hardening import carry_out
 from qtaml_onnx.memory import available_memory
 from qtaml_onnx.modelio import PLAN_KEY, OutputSet, SourceModel, constant_bytes, load_model, save_model
 from qtaml_onnx.passes.correct_bias import CorrectBias
@@ -24,10 +24,11 @@ from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.passes.inject_faults import stored_words
 from qtaml_onnx.passes.repeat_small import SMALL_WORDS
 from qtaml_onnx.passes.substitute_weights import SubstituteWeights
-from qtaml_onnx.plan import StoragePlan, TensorPlan, read_plan
+from qtaml_onnx.plan import StoragePlan, read_plan
 from qtaml_onnx.runtime import LONGEST_RUN, create_session, run_limited
 from qtaml_onnx.storage.tensor import decode_integers, decode_tensor, encode_tensor
 from qtaml_onnx.stored import plan_path
+from qtaml_onnx.tensor_plan import TensorPlan
 from qtaml_onnx.weights import find_weights, float_dtype, stored_values
 
 __all__ = ["TOLERANCE", "Check", "comparison_options", "verify_files"]

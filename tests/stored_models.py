@@ -13,8 +13,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.channel import FlipRates
-from qtaml_onnx.hardening import carry_out
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import SourceModel
 from qtaml_onnx.plan import FaultModel, StoragePlan

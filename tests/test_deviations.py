@@ -11,8 +11,8 @@ from onnx import helper
 from small_models import info, model, normal
 
 from qtaml_onnx.calibrate import LayerMeter, calibrate_layers
+from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.deviations import DEVICES, ROUNDS, DeviationRestorer, transfer_correction
-from qtaml_onnx.hardening import carry_out
 from qtaml_onnx.layers import LayerStatistics
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.passes.inject_faults import RATES_INPUT, SEED_INPUT

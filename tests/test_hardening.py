@@ -19,10 +19,11 @@ from small_models import CASES
 from stored_models import fault_options, rates_feed, run
 
 from qtaml_onnx.campaign import Campaign, Variant
+from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.data import Dataset, input_specs, load_dataset
 from qtaml_onnx.errors import GateError, InputError
-from qtaml_onnx.hardening import HardenOptions, HardenResult, carry_out, harden
+from qtaml_onnx.hardening import HardenOptions, HardenResult, harden
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import load_model
 from qtaml_onnx.passes.inject_faults import InjectFaults

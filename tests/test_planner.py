@@ -12,18 +12,19 @@ from numpy.typing import NDArray
 from small_models import info, matmul, model, normal
 
 from qtaml_onnx.biases import restored_deviation
+from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.codebooks import restored_gain
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.fault_inject import fault_inject
-from qtaml_onnx.hardening import carry_out
 from qtaml_onnx.layers import extra_variance
 from qtaml_onnx.methods import METHODS, method_named
-from qtaml_onnx.plan import StoragePlan, TensorPlan, table_bits
+from qtaml_onnx.plan import StoragePlan
 from qtaml_onnx.planner import Planner
 from qtaml_onnx.storage import uniform_code, word_sums
 from qtaml_onnx.storage.channel_optimized import design_channel_optimized
 from qtaml_onnx.storage.tensor import decode_tensor, encode_tensor, normalise
+from qtaml_onnx.tensor_plan import TensorPlan, table_bits
 from qtaml_onnx.tensors import Scaling
 from qtaml_onnx.weights import constant_array, stored_values
 

@@ -15,11 +15,11 @@ from small_models import CASES, info, matmul, model, normal
 from stored_models import float_options, run, source_model
 
 from qtaml_onnx.calibrate import calibrate_layers
+from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.data import Dataset
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.forms import read_out_form
-from qtaml_onnx.hardening import carry_out
 from qtaml_onnx.layers import find_layer
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.passes.dequantize_weights import DequantizeWeights

@@ -13,9 +13,9 @@ from onnx import numpy_helper
 from small_models import CASES, OUT, X, info, matmul, model, normal
 from stored_models import float_options, optimised
 
+from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.cli import main
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.hardening import carry_out
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import load_model
 from qtaml_onnx.plan import FaultModel

@@ -11,7 +11,7 @@ import numpy as np
 
 from qtaml_onnx.firmware.manifest import ImageTensor, Manifest
 from qtaml_onnx.firmware.parity import BchCoder, Coder, LdpcCoder, ParityCoder, RepetitionCoder, SecDedCoder
-from qtaml_onnx.plan import BiasPlan, TensorPlan
+from qtaml_onnx.tensor_plan import BiasPlan, TensorPlan
 
 __all__ = ["c_files", "tensor_symbols"]
 

@@ -27,11 +27,12 @@ from qtaml_onnx.firmware.parity import Coder, Corrected, LdpcCoder, ParityCoder,
 from qtaml_onnx.graph import constant_array
 from qtaml_onnx.modelio import PLAN_KEY, SourceModel, load_model
 from qtaml_onnx.passes.inject_faults import stored_words
-from qtaml_onnx.plan import StoragePlan, TensorPlan, read_plan
+from qtaml_onnx.plan import StoragePlan, read_plan
 from qtaml_onnx.protection import scheme
 from qtaml_onnx.storage.packing import pack
 from qtaml_onnx.storage.tensor import decode_tensor
 from qtaml_onnx.stored import plan_path
+from qtaml_onnx.tensor_plan import TensorPlan
 
 __all__ = ["IMAGE_NAMES", "Images", "TensorImage", "build_image", "coder_for", "load_hardened", "read_images"]
 

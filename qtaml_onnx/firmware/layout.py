@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.plan import TensorPlan
 from qtaml_onnx.storage.packing import pack, packed_size, unpack
+from qtaml_onnx.tensor_plan import TensorPlan
 
 __all__ = [
     "PARITY_STREAM",

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qtaml_onnx import __version__
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.plan import TensorPlan
+from qtaml_onnx.tensor_plan import TensorPlan
 
 __all__ = [
     "FORMAT_VERSION",

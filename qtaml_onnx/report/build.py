@@ -22,7 +22,7 @@ from qtaml_onnx.data import LABELS, Dataset
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.inference_time import InferenceTime
 from qtaml_onnx.methods import METHODS, Method
-from qtaml_onnx.plan import StoragePlan, TensorPlan
+from qtaml_onnx.plan import StoragePlan
 from qtaml_onnx.planner import Planner
 from qtaml_onnx.prediction import SATURATION_LEVEL, Predicted
 from qtaml_onnx.protection import scheme
@@ -52,6 +52,7 @@ from qtaml_onnx.report.schema import (
 from qtaml_onnx.storage import WordSums, uniform_code, word_sums
 from qtaml_onnx.storage.tensor import read_table
 from qtaml_onnx.sweep import MeasuredSweep, SweepStep
+from qtaml_onnx.tensor_plan import TensorPlan
 from qtaml_onnx.tensors import TensorData
 from qtaml_onnx.textio import printable
 

@@ -8,11 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from qtaml_onnx.channel import moments
-from qtaml_onnx.plan import FaultModel, TensorPlan
+from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.report.drawing import COLOUR, add_boxes, add_legend, drawing, new_axes, new_figure, to_svg
 from qtaml_onnx.report.schema import TensorSection
 from qtaml_onnx.storage.codes import Code
 from qtaml_onnx.storage.tensor import read_table
+from qtaml_onnx.tensor_plan import TensorPlan
 
 __all__ = ["cells_svg", "flips_svg"]
 

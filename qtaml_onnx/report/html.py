@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from qtaml_onnx.plan import StoragePlan, TensorPlan
+from qtaml_onnx.plan import StoragePlan
 from qtaml_onnx.report.fields import Fields, is_share, metric_name, template
 from qtaml_onnx.report.schema import EvaluationResult, Report
 from qtaml_onnx.report.text import format_percent, format_rate, format_significant, has_interval
+from qtaml_onnx.tensor_plan import TensorPlan
 
 __all__ = ["render_html"]
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtaml_onnx.channel import FloatArray
-from qtaml_onnx.plan import INTEGER_TYPES, TensorPlan, table_array
 from qtaml_onnx.storage.codes import word_dtype
+from qtaml_onnx.tensor_plan import INTEGER_TYPES, TensorPlan, table_array
 
 _Float = TypeVar("_Float", np.float16, np.float32)
 _Numbers = NDArray[np.floating] | NDArray[np.integer]

@@ -21,11 +21,11 @@ from stored_models import Stored, run, source_model, store
 
 from qtaml_onnx import import_image
 from qtaml_onnx.calibrate import calibrate_layers
+from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.data import Dataset
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.firmware.manifest import Manifest, read_manifest
-from qtaml_onnx.hardening import carry_out
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.plan import FaultModel, StoragePlan
 from qtaml_onnx.planner import Planner, prepare

@@ -15,10 +15,10 @@ from operator_models import CASES
 from small_models import Case, info, matmul, model, normal
 from stored_models import Stored, fault_options, optimised, rates_feed, run, source_model
 
+from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.fault_inject import fault_inject
 from qtaml_onnx.graph import walk
-from qtaml_onnx.hardening import carry_out
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.passes.inject_faults import stored_words
 from qtaml_onnx.passes.repeat_small import SMALL_WORDS

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qtaml_onnx.channel import FlipRates
-from qtaml_onnx.plan import CodeSpec, FaultModel, StoragePlan, TensorPlan
+from qtaml_onnx.plan import FaultModel, StoragePlan
 from qtaml_onnx.report.schema import (
     Calibration,
     Difference,
@@ -38,6 +38,7 @@ from qtaml_onnx.report.schema import (
 )
 from qtaml_onnx.storage.codes import uniform_code
 from qtaml_onnx.storage.readout import bitwise_affine, restored_posterior_mean, word_sums
+from qtaml_onnx.tensor_plan import CodeSpec, TensorPlan
 
 MakeReport = Callable[..., Report]
 FIXTURES = Path(__file__).with_name("fixtures")
