@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from network_models import planner_for, samples
+from network_models import planner_for, quantised, samples
 from onnx import helper
 from small_models import info, model, normal
 
@@ -141,6 +141,15 @@ def test_same_seed_same_plan(planner: Planner) -> None:
 
 def test_plans_without_self_correcting_biases_are_left_alone(planner: Planner) -> None:
     plan = planner.within_budget(METHODS["tac"], 0.3)
+    assert restorer(planner)(plan) is plan
+
+
+def test_quantised_layers_are_left_alone() -> None:
+    """Their biases correct themselves, but their scales are not weights' scales: integers are rounded to what was."""
+    planner = planner_for(quantised(residual_network()), RATE, METHOD)
+    plan = planner.within_budget(METHOD, 0)
+    assert all(tensor.quantized for tensor in plan.tensors)
+    assert any(tensor.bias is not None and len(tensor.scales) > 1 for tensor in plan.tensors)
     assert restorer(planner)(plan) is plan
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from pydantic import ValidationError
+from quantized_models import FORMATS as QUANTISED
 from small_models import CASES
 from stored_models import store
 
@@ -125,6 +127,30 @@ def test_plans_are_immutable_and_closed() -> None:
         plan.method = "none"  # type: ignore[misc]
     with pytest.raises(ValidationError):
         StoragePlan.model_validate(plan.model_dump() | {"surprise": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "part"),
+    [
+        ("qdq-int8-channel-symmetric", {"dtype": "FLOAT"}, "read as integers of type FLOAT"),
+        ("qdq-int8-channel-symmetric", {"limits": None}, "has the limits None"),
+        ("qdq-int4-channel-symmetric", {"limits": [-8, 8]}, "not within 4-bit INT4"),
+        ("qdq-int4-channel-symmetric", {"zero_point": -9}, "the zero point -9, beyond 4-bit INT4"),
+        ("qdq-int8-channel-symmetric", {"table": None}, "has no table of 256 entries"),
+        ("packed-4-symmetric-64", {"packing": {"bits": 4, "shape": [24, 1, 16], "filler": 8}}, "packed as"),
+        ("packed-4-symmetric-64", {"packing": {"bits": 3, "shape": [24, 2, 16], "filler": 4}}, "packed as"),
+        ("packed-4-symmetric-64", {"zero_point": 16}, "the zero point 16, beyond 4-bit UINT8"),
+    ],
+)
+def test_reading_refuses_integers_that_cannot_be(name: str, change: dict[str, Any], part: str, tmp_path: Path) -> None:
+    good = json.loads(store(QUANTISED[name](), "channel-optimized", 0.05).plan.to_json())
+    path = tmp_path / "m.plan.json"
+    path.write_text(json.dumps(good))
+    assert read_plan(path).tensors[0].form == "integer-grid"
+    good["tensors"][0] |= change
+    path.write_text(json.dumps(good))
+    with pytest.raises(InputError, match=part):
+        read_plan(path)
 
 
 def test_reading_refuses_what_is_no_plan(tmp_path: Path) -> None:

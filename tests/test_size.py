@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from qtaml_onnx.cli import main
 from qtaml_onnx.errors import InputError
@@ -50,6 +51,24 @@ def test_memory_is_that_of_a_tensor(external: bool, tmp_path: Path) -> None:
     assert usage.code == 0, usage.errors
     assert usage.own < min(bound(8 * MEBI), 300 * MEBI)  # about 200 are the libraries'
     assert (tmp_path / "o.onnx.data").exists() == external
+
+
+def test_memory_of_quantised_models_is_that_of_a_tensor(tmp_path: Path) -> None:
+    """The same for 64 MiB of bytes that stand for 256 MiB of floats, in tensors of 8 MiB: they are never all floats."""
+    nodes, tensors, rng = [], [], np.random.default_rng(5)
+    for number in range(32):
+        words = rng.integers(-127, 128, (1024, 2048) if number % 2 == 0 else (2048, 1024), dtype=np.int8)
+        scale = np.full(words.shape[1], 1e-3, np.float32)
+        tensors += [numpy_helper.from_array(words, f"W{number}"), numpy_helper.from_array(scale, f"s{number}")]
+        nodes.append(helper.make_node("DequantizeLinear", [f"W{number}", f"s{number}"], [f"V{number}"], axis=1))
+        nodes.append(helper.make_node("MatMul", [f"x{number}", f"V{number}"], [f"x{number + 1}"]))
+    x, y = (helper.make_tensor_value_info(name, 1, ["N", 1024]) for name in ("x0", "x32"))
+    graph = helper.make_graph(nodes, "quantised", [x], [y], tensors)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, location="m.data")
+    usage = size.run(harden_args(tmp_path / "m.onnx", tmp_path / "o.onnx"))
+    assert usage.code == 0, usage.errors
+    assert usage.own < min(bound(8 * MEBI), 400 * MEBI)
 
 
 @pytest.mark.parametrize("external", [True, False])
