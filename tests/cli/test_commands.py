@@ -234,7 +234,8 @@ def test_evaluate_over_retention(command: Run, small: Path) -> None:
     assert faulty[0]["flip_rate"] <= faulty[1]["flip_rate"]
 
 
-def test_inspect_lists_ranges_and_reasons(command: Run) -> None:
+def test_inspect_lists_ranges_and_reasons(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # narrow tables fold names
     document = json.loads(command(f"inspect {MODEL} --json --sensitivity --calibration {CALIBRATION}")[0])
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(MODEL).graph.initializer}
     for tensor in document["tensors"]:

@@ -26,7 +26,9 @@ ELSEWHERE = {"firmware.md"}  # tests/firmware/test_docs.py runs its commands, C 
 
 _NUMBER = re.compile(r"(\d+\.\d+)")
 _TIMES = (" ms", " s ", " µs")
-_MACHINE = re.compile(r"(?<=sha256 )[0-9a-f]+(?=…)|(?<=largest error )\S+|(?<=inference time )[^,]+|[▁▂▃▄▅▆▇█]+")
+_MACHINE = re.compile(
+    r"(?<=sha256 )[0-9a-f]+(?=…|\\u2026)|(?<=largest error )\S+|(?<=inference time )[^,]+|[▁▂▃▄▅▆▇█]+"
+)
 
 
 def difference(printed: str, shown: str) -> str | None:
