@@ -183,6 +183,7 @@ def test_sigint_to_the_program_and_its_workers(small: Path, tmp_path: Path) -> N
     process = subprocess.Popen(
         [sys.executable, str(program), *args.split()],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # test runners' processes may ignore it
     )  # fmt: skip
     deadline = time.monotonic() + 60
     wal = tmp_path / "s.db-wal"

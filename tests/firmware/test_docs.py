@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -39,9 +41,10 @@ def test_page_runs_and_prints_what_it_quotes(tmp_path: Path) -> None:
         sys.path.pop(0)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     compiler = c_compiler()
-    harden, export, load = pages.console_examples(PAGE.read_text(encoding="utf-8"))
+    (tmp_path / "out").mkdir()
+    harden, export, load = (pair for block in blocks("console") for pair in pages.console_examples(block))
     for command, shown in (harden, export):
-        done = pages.run(command, tmp_path)
+        done = run_command(command, tmp_path, pages.ENVIRONMENT)
         assert done.returncode == 0, done.stderr
         check_alike(done.stdout, shown)
     (tmp_path / "example.c").write_text(blocks("c")[0])
@@ -52,9 +55,16 @@ def test_page_runs_and_prints_what_it_quotes(tmp_path: Path) -> None:
     check_alike(run(tmp_path), clean)
     subprocess.run([sys.executable, "-c", blocks("python")[0]], cwd=tmp_path, check=True)
     check_alike(run(tmp_path), faulty)
-    done = pages.run(load[0], tmp_path)
+    done = run_command(load[0], tmp_path, pages.ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     check_alike(done.stdout, load[1])
+
+
+def run_command(command: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-P", "-c", "import sys; from qtaml_onnx.cli import main; sys.exit(main())"]
+    words = shlex.split(command)[1:]
+    settings = {**os.environ, **environment}
+    return subprocess.run([*program, *words], cwd=folder, env=settings, capture_output=True, text=True, check=False)
 
 
 def run(folder: Path) -> str:
