@@ -109,6 +109,9 @@ class Dataset:
                 yield {name: np.asarray(array[index]) for name, array in self.arrays.items()}, 1
             return
         size = self.batch or batch_size
+        sample = sum(array[:1].nbytes for array in self.arrays.values())
+        if self.batch and sample * size > available_memory():
+            raise InputError(f"the model takes {size} samples at once, more than memory holds; export a smaller batch")
         for start in range(0, len(self), size):
             feed = {name: array[start : start + size] for name, array in self.arrays.items()}
             count = min(size, len(self) - start)

@@ -11,7 +11,7 @@ from qtaml_onnx.errors import InputError
 from qtaml_onnx.external_data import element_count, tensor_bytes
 from qtaml_onnx.graph import STANDARD_DOMAINS
 
-__all__ = ["check_names", "check_proto", "first_line", "tensors_of"]
+__all__ = ["check_names", "check_proto", "fill_attributes", "first_line", "tensors_of"]
 
 _FIELDS: dict[int, tuple[str, int]] = {
     onnx.TensorProto.FLOAT: ("float_data", 1),
@@ -31,10 +31,10 @@ def first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _parts(proto: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.NodeProto]:
-    """Every graph and every node of a model, whatever type an attribute says it has."""
+def _parts(proto: onnx.ModelProto, *, functions: bool = True) -> Iterator[onnx.GraphProto | onnx.NodeProto]:
+    """Every graph and every node of a model, whatever type an attribute says it has, and of its functions if asked."""
     stack: list[onnx.GraphProto | onnx.NodeProto] = [proto.graph]
-    for function in proto.functions:
+    for function in proto.functions if functions else ():
         stack += [*function.node, onnx.NodeProto(attribute=function.attribute_proto)]
     while stack:
         part = stack.pop()
@@ -58,6 +58,16 @@ def tensors_of(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 yield from attribute.tensors
 
 
+def fill_attributes(proto: onnx.ModelProto) -> None:
+    """Spells out attributes that are 0 or empty, in place: some writers leave such values out."""
+    fields = {onnx.AttributeProto.INT: "i", onnx.AttributeProto.FLOAT: "f", onnx.AttributeProto.STRING: "s"}
+    for part in _parts(proto):
+        for attribute in part.attribute if isinstance(part, onnx.NodeProto) else ():
+            field = fields.get(attribute.type)
+            if field is not None and not attribute.ref_attr_name and not attribute.HasField(field):
+                setattr(attribute, field, getattr(attribute, field))
+
+
 def check_proto(path: Path, proto: onnx.ModelProto) -> None:
     """Refuses what is not a sound model.
 
@@ -73,6 +83,12 @@ def check_proto(path: Path, proto: onnx.ModelProto) -> None:
     if not opset:
         raise InputError(f"{path}: imports no version of the ONNX operator set; export it again")
     check_names(path, proto)
+    for part in _parts(proto, functions=False):
+        if isinstance(part, onnx.NodeProto) and any(attribute.ref_attr_name for attribute in part.attribute):
+            raise InputError(
+                f"{path}: {part.op_type} '{part.name}' refers to an attribute of a function, but is in none; "
+                "export it again"
+            )
     for part in _parts(proto):
         if isinstance(part, onnx.GraphProto):
             continue

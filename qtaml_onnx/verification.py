@@ -29,6 +29,7 @@ from qtaml_onnx.runtime import LONGEST_RUN, create_session, run_limited
 from qtaml_onnx.storage.tensor import decode_integers, decode_tensor, encode_tensor
 from qtaml_onnx.stored import plan_path
 from qtaml_onnx.tensor_plan import TensorPlan
+from qtaml_onnx.validation import first_line
 from qtaml_onnx.weights import find_weights, float_dtype, stored_values
 
 __all__ = ["TOLERANCE", "Check", "comparison_options", "verify_files"]
@@ -184,6 +185,10 @@ def _words(model: ir.Model, source: ir.Model, plan: StoragePlan) -> Check:
             return Check("stored words", False, f"nothing reads the stored words of '{tensor.name}'; harden again")
         if tensor.name not in weights:
             return Check("stored words", False, f"the original has no weight '{tensor.name}'")
+        shape = weights[tensor.name].shape
+        if shape != tensor.shape:
+            detail = f"'{tensor.name}' is {list(shape)} in the original and {list(tensor.shape)} in the plan"
+            return Check("stored words", False, detail)
         expected = encode_tensor(tensor, stored_values(weights[tensor.name]))
         if not np.array_equal(expected, constant_array(stored[tensor.words_name][1])):
             return Check("stored words", False, f"the words of '{tensor.name}' are not those of the original's weights")
@@ -269,7 +274,11 @@ def _outputs(model: ir.Model, feeds: list[Feed], path: Path) -> list[NDArray[np.
 def _session(model: ir.Model, options: ort.SessionOptions, path: Path) -> ort.InferenceSession:
     """A session of a model, through a file with external data where the model is large: that is read in place."""
     if constant_bytes(model) <= _IN_MEMORY:
-        return create_session(ir.to_proto(model), options)
+        try:
+            proto = ir.to_proto(model)
+        except Exception as error:  # onnx_ir wraps whatever went wrong
+            raise InputError(f"the model cannot be written to run it ({first_line(error)}); export it again") from error
+        return create_session(proto, options)
     with OutputSet() as outputs:
         save_model(model, outputs, path, external_data=True)
     session = create_session(path, options)

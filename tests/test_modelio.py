@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 from onnx.external_data_helper import convert_model_to_external_data
-from small_models import CASES, OUT, ROWS, X, initializer, matmul, model, normal
+from small_models import CASES, OUT, ROWS, X, info, initializer, matmul, model, normal
 from stored_models import run
 
 from qtaml_onnx import modelio
@@ -419,3 +419,20 @@ def test_large_tensors_are_cut_out_wherever_they_are(tmp_path: Path) -> None:
         with OutputSet() as files:
             save_model(loaded, files, tmp_path / "o.onnx", external_data=external_data)
         np.testing.assert_array_equal(run(onnx.load(tmp_path / "o.onnx"), feeds)[0], run(proto, feeds)[0])
+
+
+def test_attributes_that_are_zero_and_not_written(tmp_path: Path) -> None:
+    """A writer that leaves zeros out: read as 0, and not as nothing."""
+    proto = model([helper.make_node("Softmax", ["x"], ["y"], axis=0)], [info("x", 1, 2, 3)], [info("y", 1, 2, 3)], {})
+    proto.graph.node[0].attribute[0].ClearField("i")
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    (node,) = load_model(tmp_path / "m.onnx").model.graph
+    assert node.attributes["axis"].as_int() == 0
+
+
+def test_reference_to_an_attribute_of_no_function(tmp_path: Path) -> None:
+    proto = model([helper.make_node("Softmax", ["x"], ["y"], axis=0)], [info("x", 1, 2, 3)], [info("y", 1, 2, 3)], {})
+    proto.graph.node[0].attribute[0].ref_attr_name = "axis"
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(InputError, match="Softmax '.*' refers to an attribute of a function, but is in none"):
+        load_model(tmp_path / "m.onnx")
