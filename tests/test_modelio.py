@@ -434,5 +434,5 @@ def test_reference_to_an_attribute_of_no_function(tmp_path: Path) -> None:
     proto = model([helper.make_node("Softmax", ["x"], ["y"], axis=0)], [info("x", 1, 2, 3)], [info("y", 1, 2, 3)], {})
     proto.graph.node[0].attribute[0].ref_attr_name = "axis"
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
-    with pytest.raises(InputError, match="Softmax '.*' refers to an attribute of a function, but is in none"):
+    with pytest.raises(InputError, match=r"Softmax '.*' refers to an attribute of a function, but is in none"):
         load_model(tmp_path / "m.onnx")
