@@ -27,6 +27,8 @@ return {
   width: innerWidth, hidden, pictures: document.querySelectorAll("svg.plot").length,
   overflow: page.scrollWidth - page.clientWidth, height: page.scrollHeight,
   unnamed: [...document.querySelectorAll("svg.plot")].filter((svg) => !svg.querySelector("title, desc")).length,
+  cut: [...document.querySelectorAll(".scroll")].filter(
+    (table) => innerWidth >= 1280 && table.scrollWidth > table.clientWidth).length,
   requests: performance.getEntriesByType("resource").filter((entry) => !entry.name.startsWith("data:")).length,
   background: getComputedStyle(page).backgroundColor,
 };
@@ -98,7 +100,7 @@ def check_page(session: Any, page: Path, name: str) -> None:
             backgrounds.add(seen.pop("background"))
             height = seen.pop("height")
             assert seen.pop("pictures") > 0
-            assert seen == {"width": width, "hidden": 0, "overflow": 0, "unnamed": 0, "requests": 0}
+            assert seen == {"width": width, "hidden": 0, "overflow": 0, "cut": 0, "unnamed": 0, "requests": 0}
             _keep_screenshot(session, name, width, scheme, height)
         assert len(backgrounds) == 2, "dark is no other than light"
         tables = session.execute_script(_SORT)
