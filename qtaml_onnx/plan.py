@@ -150,6 +150,12 @@ class StoragePlan(PlanValue):
         return self.weight_bits + self.parity_bits + self.metadata_bits + self.small_bits
 
     @property
+    def bits_per_weight(self) -> float:
+        """All stored bits over the weights of the plan; 0 where it has none."""
+        weights = sum(tensor.size for tensor in self.tensors)
+        return self.stored_bits / weights if weights else 0.0
+
+    @property
     def planes(self) -> int:
         """Planes of the longest word; a byte of a small tensor has 8."""
         return max((*(t.bits for t in self.tensors), *([8] if self.small is not None or not self.tensors else [])))

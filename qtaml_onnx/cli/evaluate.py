@@ -24,7 +24,8 @@ from qtaml_onnx.data import Dataset, input_specs, load_dataset, synthetic_datase
 from qtaml_onnx.errors import GateError, InputError
 from qtaml_onnx.modelio import OutputSet, check_output_path, load_model
 from qtaml_onnx.plan import FaultModel
-from qtaml_onnx.report.build import differences, environment, evaluation_section
+from qtaml_onnx.report.build import environment
+from qtaml_onnx.report.evaluation import differences, evaluation_section
 from qtaml_onnx.report.junit import campaign_cases, evaluation_gate, junit_xml
 from qtaml_onnx.report.schema import Evaluation
 from qtaml_onnx.stored import StoredModel, stored_model

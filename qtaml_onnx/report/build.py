@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import platform
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +12,11 @@ import numpy as np
 import onnxruntime as ort
 
 from qtaml_onnx import __version__
-from qtaml_onnx.campaign import Campaign, Interval, Result
+from qtaml_onnx.campaign import Campaign, Result
 from qtaml_onnx.campaign.image import SESSION_OPTIONS
 from qtaml_onnx.channel import FloatArray
 from qtaml_onnx.comparison import Comparison
-from qtaml_onnx.data import LABELS, Dataset
+from qtaml_onnx.data import Dataset
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.inference_time import InferenceTime
 from qtaml_onnx.methods import METHODS, Method
@@ -26,18 +24,15 @@ from qtaml_onnx.plan import StoragePlan
 from qtaml_onnx.planner import Planner
 from qtaml_onnx.prediction import SATURATION_LEVEL, Predicted
 from qtaml_onnx.protection import scheme
+from qtaml_onnx.report.evaluation import dataset_sha256, evaluation_section
 from qtaml_onnx.report.schema import (
     Calibration,
-    Difference,
     Environment,
     Evaluation,
-    EvaluationResult,
     FaultModelSection,
     Gate,
     Inference,
-    IntervalSection,
     LeftOutSection,
-    MethodResult,
     NamedCode,
     Prediction,
     Report,
@@ -45,13 +40,12 @@ from qtaml_onnx.report.schema import (
     SmallTensorSection,
     Source,
     Storage,
-    Sweep,
     TensorSection,
     Tool,
 )
 from qtaml_onnx.storage import WordSums, uniform_code, word_sums
 from qtaml_onnx.storage.tensor import read_table
-from qtaml_onnx.sweep import MeasuredSweep, SweepStep
+from qtaml_onnx.sweep import MeasuredSweep
 from qtaml_onnx.tensor_plan import TensorPlan
 from qtaml_onnx.tensors import TensorData
 from qtaml_onnx.textio import printable
@@ -60,10 +54,7 @@ __all__ = [
     "SATURATION_LEVEL",
     "Measurements",
     "build_report",
-    "dataset_sha256",
-    "differences",
     "environment",
-    "evaluation_section",
 ]
 
 _PLAIN_BITS = 8
@@ -156,7 +147,7 @@ def storage_section(plan: StoragePlan) -> Storage:
         protected_fraction=plan.protected_fraction,
         parity_bits=plan.parity_bits,
         metadata_bits=plan.metadata_bits,
-        bits_per_weight=plan.stored_bits / weights if weights else 0.0,
+        bits_per_weight=plan.bits_per_weight,
         protection=plan.protection,
         named_code=_named_code(plan, weights, plan.stored_bits),
         small_bits=plan.small_bits,
@@ -218,16 +209,6 @@ def _calibration(data: Dataset) -> Calibration:
     return Calibration(data=Path(data.source).name, sha256=dataset_sha256(data), samples=len(data))
 
 
-def dataset_sha256(data: Dataset) -> str:
-    """SHA-256 of names, types, shapes and values of all arrays, whatever file they came in."""
-    digest = hashlib.sha256()
-    arrays = data.arrays | ({LABELS: data.labels} if data.labels is not None else {})
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
 def _gate(plan: StoragePlan, evaluation: Evaluation, fail_under: float | None) -> Gate | None:
     """Whether the hardened model keeps the share at each measured rate up to the designed one."""
     if fail_under is None:
@@ -260,129 +241,6 @@ def _tensor(planner: Planner, method: Method, data: TensorData, tensor: TensorPl
         stored_flips=flip_changes(read_table(tensor), sums),
         words_used=int(np.count_nonzero(sums.count)),
     )
-
-
-def evaluation_section(
-    campaign: Campaign,
-    results: list[Result],
-    comparison: Comparison | None = None,
-    sweep: MeasuredSweep | None = None,
-) -> Evaluation:
-    """What a campaign measured.
-
-    Args:
-        campaign: Gives the metric, the data and the conditions.
-        results: Of the variants.
-        comparison: Of other methods, each with its plan.
-        sweep: Around the designed rates.
-    """
-    return Evaluation(
-        metric=campaign.metric.name,
-        data=printable(Path(campaign.data.source).name),
-        samples=len(campaign.data),
-        trials=campaign.trials,
-        seed=campaign.seed,
-        confidence=campaign.confidence,
-        results=[_result(result) for result in results],
-        comparison=_methods(comparison.at_budget, comparison) if comparison else [],
-        precision=campaign.precision,
-        differences=differences(campaign, _by_variant(results)),
-        data_sha256=dataset_sha256(campaign.data),
-        sweep=_sweep(sweep) if sweep is not None else None,
-        frontier=_methods(comparison.frontier, comparison) if comparison else [],
-        frontier_samples=comparison.frontier_samples if comparison else None,
-    )
-
-
-def _sweep(sweep: MeasuredSweep) -> Sweep:
-    results = [_result(result, step) for result, step in sweep.results]
-    return Sweep(samples=sweep.samples, trials=sweep.trials, results=results)
-
-
-def _result(result: Result, step: SweepStep | None = None) -> EvaluationResult:
-    return EvaluationResult.model_validate(
-        {
-            "variant": result.variant,
-            "flip_rate": result.flip_rate,
-            "mean": result.interval.mean,
-            "ci_low": result.interval.low,
-            "ci_high": result.interval.high,
-            "trials": len(result.values),
-            "interval": result.interval.method,
-            "label": result.label,
-            "stopped": result.stopped,
-            "metrics": _intervals(result.metrics) if len(result.metrics) > 1 else None,
-            "outcomes": _intervals(result.outcomes) if result.outcomes is not None else None,
-            "retention_s": step.retention_s if step is not None else None,
-            "values": list(result.values),
-        }
-    )
-
-
-def _methods(measured: Sequence[tuple[StoragePlan, Result]], comparison: Comparison) -> list[MethodResult]:
-    return [_method_result(plan, result, comparison.output_energy) for plan, result in measured]
-
-
-def _method_result(plan: StoragePlan, result: Result, output_energy: float) -> MethodResult:
-    energy = plan.noise_energy
-    return MethodResult(
-        method=plan.method,
-        protected_fraction=plan.protected_fraction,
-        bits_per_weight=storage_section(plan).bits_per_weight,
-        mean=result.interval.mean,
-        ci_low=result.interval.low,
-        ci_high=result.interval.high,
-        trials=len(result.values),
-        values=list(result.values),
-        noise_energy=energy / output_energy if energy is not None and output_energy else None,
-    )
-
-
-def _intervals(found: Mapping[str, Interval]) -> dict[str, IntervalSection]:
-    return {
-        name: IntervalSection(mean=one.mean, ci_low=one.low, ci_high=one.high, interval=one.method)
-        for name, one in found.items()
-    }
-
-
-def differences(campaign: Campaign, groups: Sequence[tuple[str, Sequence[Result]]]) -> list[Difference]:
-    """What results under the same faults differ by: each against that of the first group.
-
-    Args:
-        campaign: Gives the seeds, the metric and the confidence.
-        groups: What to call a variant, and its results under faults, one a condition, the conditions alike for all.
-    """
-    found = []
-    for name, results in groups[1:]:
-        for base, result in zip(groups[0][1], results, strict=True):
-            try:
-                difference = campaign.difference(base, result)
-            except InputError:  # infinite errors on both sides have no difference
-                continue
-            interval = difference.interval
-            found.append(
-                Difference(
-                    first=groups[0][0],
-                    second=name,
-                    flip_rate=result.flip_rate,
-                    label=result.label,
-                    mean=interval.mean,
-                    ci_low=interval.low,
-                    ci_high=interval.high,
-                    interval=interval.method,
-                    pairs=difference.pairs,
-                )
-            )
-    return found
-
-
-def _by_variant(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
-    """Results under faults, by variant."""
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        if result.stopped is not None:
-            groups.setdefault(result.variant, []).append(result)
-    return list(groups.items())
 
 
 def environment() -> Environment:
