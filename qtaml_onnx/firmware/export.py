@@ -44,7 +44,7 @@ def export_image(hardened: str | os.PathLike[str], folder: str | os.PathLike[str
     check_new_folder(target)
     rows = Rows(row_bits)
     model = load_hardened(Path(hardened))
-    check_free_space(target, model.plan.stored_bits // 8)
+    check_free_space(target, model.plan.weight_bits // 8)
     try:
         parent = target.parent
         staged = Path(tempfile.mkdtemp(dir=parent, prefix=f".{target.name}.", suffix=".part"))

@@ -12,10 +12,11 @@ import onnx_ir as ir
 import pytest
 from c_reader import CReader, Reading, exported, flip
 from layer_models import LAYERS
+from network_models import network, samples
 from numpy.typing import NDArray
 from onnx import TensorProto
 from quantized_models import FORMATS as QUANTISED
-from quantized_models import feeds
+from quantized_models import feeds, statically
 from small_models import CASES, OUT, Case, X, matmul, model, normal
 from stored_models import Stored, run, source_model, store
 
@@ -24,7 +25,11 @@ from qtaml_onnx.calibrate import calibrate_layers
 from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.data import Dataset
+from qtaml_onnx.firmware import dump, writer
+from qtaml_onnx.firmware import reader as reader_module
+from qtaml_onnx.firmware.export import export_image
 from qtaml_onnx.firmware.manifest import Manifest, read_manifest
+from qtaml_onnx.hardening import harden
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.plan import FaultModel, StoragePlan
 from qtaml_onnx.planner import Planner, prepare
@@ -433,3 +438,66 @@ def check_bias(name: str, dtype: Any, folder: Path, reader: CReader) -> None:
     assert (np.abs(ours - exact) <= 2.0**-24 * (4 * size + np.abs(exact)) + (bound if dtype == np.float16 else 0)).all()
     change = np.abs(exact - (0 if LAYERS[name].biases is None else np.ravel(LAYERS[name].biases)))
     assert change.max() > 100 * bound.max() or dtype == np.float16  # the faults are there, and the bias follows them
+
+
+@pytest.mark.parametrize(("form", "per_channel"), [("QDQ", True), ("QOperator", False)])
+def test_integer_biases_correct_themselves_alike(
+    form: str, per_channel: bool, tmp_path: Path, sanitized_reader: CReader
+) -> None:
+    """A 32-bit bias is onnxruntime's, or one beside it where the two sums round to either side of a half."""
+    proto = statically(form, per_channel=per_channel, proto=network())
+    onnx.save(proto, tmp_path / "q.onnx")
+    result = harden(tmp_path / "q.onnx", 0.05, calibration=samples())
+    source = source_model(proto)
+    hardened, image = exported(Stored(source, result.plan, result.model, result.faulty), tmp_path)
+    flip(image, 0.1)
+    reading, imported = sanitized_reader.read(image), import_image(image, hardened)
+    probed = ir.to_proto(imported.model)
+    compared = 0
+    for tensor, bias in zip(result.plan.tensors, reading.biases, strict=True):
+        if tensor.bias is None or tensor.bias.quantized is None or not tensor.bias.quantized.rounded:
+            continue
+        assert bias is not None
+        assert bias.dtype == np.int32
+        casts = [
+            n.output[0] for n in probed.graph.node if n.op_type == "Cast" and n.name.startswith(f"{tensor.name}.bias")
+        ]
+        extended = onnx.ModelProto()
+        extended.CopyFrom(probed)
+        extended.graph.output.append(onnx.helper.make_tensor_value_info(casts[-1], TensorProto.INT32, [bias.size]))
+        theirs = run(extended, feeds_of(samples()))[-1]
+        assert theirs.dtype == np.int32
+        assert np.abs(bias.astype(np.int64) - theirs).max() <= 1
+        assert (bias == theirs).mean() > 0.5
+        assert np.abs(bias).max() > 10
+        compared += 1
+    assert compared >= 2
+
+
+def feeds_of(data: Dataset) -> dict[str, Array]:
+    return {name: array[:4] for name, array in data.arrays.items()}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_images_do_not_depend_on_the_length_of_chunks(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hardened, image = protected(name, tmp_path, row_bits=40)
+    monkeypatch.setattr(writer, "CHUNK", 16)
+    monkeypatch.setattr(reader_module, "CHUNK", 16)
+    monkeypatch.setattr(dump, "_MOST_WORDS", 0)
+    again = tmp_path / "again"
+    export_image(hardened, again, row_bits=40)
+    assert {path.name: path.read_bytes() for path in image.iterdir()} == {
+        path.name: path.read_bytes() for path in again.iterdir()
+    }
+    flip(image, SCHEMES[name] / 2)
+    chunked = import_image(image, hardened)
+    monkeypatch.undo()
+    whole = import_image(image, hardened)
+    for field in ("flips", "corrected_bits", "failed_blocks", "wrong_bits", "wrong_words", "words"):
+        assert getattr(chunked, field) == getattr(whole, field)
+    assert whole.wrong_words
+    for got, wanted in zip(constants(chunked.model), constants(whole.model), strict=True):
+        assert got.name == wanted.name
+        np.testing.assert_array_equal(got.const_value.numpy(), wanted.const_value.numpy())
