@@ -186,6 +186,7 @@ def read_plan(path: Path) -> StoragePlan:
     text = read_text(path, "plan", "keep it beside the hardened model")
     try:
         plan = StoragePlan.model_validate_json(text)
+        plan.fault_model.rates.truncated(plan.planes)  # refuses rates out of range, and too few
         for tensor in plan.tensors:
             check_tensor(tensor)
         return plan

@@ -34,8 +34,9 @@ from qtaml_onnx.recoding import (
 )
 from qtaml_onnx.sensitivity import Sensitivity
 from qtaml_onnx.small import SmallStorage
-from qtaml_onnx.storage import word_sums
+from qtaml_onnx.storage import Code, WordSums, word_sums
 from qtaml_onnx.storage.channel_optimized import design_channel_optimized
+from qtaml_onnx.storage.histogram import sums_under
 from qtaml_onnx.storage.tensor import mean_square
 from qtaml_onnx.tensor_plan import BiasPlan, CodeSpec, TensorPlan, table_bits
 from qtaml_onnx.tensors import LONGEST_KEPT, Scaling, ScalingKind, TensorData, gather
@@ -140,6 +141,8 @@ class Planner:
         self._probed_with: ScalingKind = "peak"
         self._menus: dict[tuple[str, bool], Menu] = {}
         self._scalings: dict[tuple[str, str], Scaling] = {}
+        self._signals: dict[tuple[str, str], float] = {}
+        self._sums: dict[tuple[str, str, CodeSpec], WordSums] = {}
         self._books: CodeBooks | None = None
 
     @property
@@ -164,6 +167,8 @@ class Planner:
         """Takes calibration statistics of `self.layers` for scales, and for self-correcting biases if wanted."""
         self.statistics = statistics
         self._scalings.clear()
+        self._signals.clear()
+        self._sums.clear()
         if correct_biases:
             tensors = {tensor.name: tensor for tensor in self.tensors}
             plans = {n: bias_plan(self.layers[n], found, tensors[n].values) for n, found in statistics.items()}
@@ -183,6 +188,29 @@ class Planner:
     def normalised(self, method: Method, tensor: TensorData) -> NDArray[np.float32]:
         """Normalised weights, float32: what a code is made for."""
         return tensor.normalised(self.scaling(method, tensor))
+
+    def _signal(self, method: Method, tensor: TensorData, x: NDArray[np.float32] | None = None) -> float:
+        """Mean square of a tensor's normalised weights; `x` are these, where they are at hand."""
+        key = (method.scaling, tensor.name)
+        if key not in self._signals:
+            self._signals[key] = mean_square(self.normalised(method, tensor) if x is None else x)
+        return self._signals[key]
+
+    def stored_sums(self, method: Method, tensor: TensorData, plan: TensorPlan) -> WordSums:
+        """Sums over a tensor's normalised weights by the word that each is stored as.
+
+        Args:
+            method: The method of the plan.
+            tensor: The weight.
+            plan: Its plan, made here.
+        """
+        key = (method.scaling, tensor.name, plan.code)
+        if key not in self._sums:
+            code = plan.code.code()
+            kept = tensor.fixed is not None and code == tensor.fixed
+            scaling = tensor.scaling("peak") if kept else self.scaling(method, tensor)
+            self._sums[key] = word_sums(code, tensor.normalised(scaling))
+        return self._sums[key]
 
     def probe_weights(self, method: Method) -> dict[str, tuple[NDArray[np.floating], NDArray[np.floating]]]:
         """What sensitivity probes need: float weights, and the scale of the noise in each, by name."""
@@ -235,10 +263,11 @@ class Planner:
         kept = kept_choices(method, tensor, weight, self.rates, self.residual, protectable)
         if kept and (self.keep_codes or method.code != "channel-optimized"):
             return kept
-        size, x = tensor.weight.size, self.normalised(method, tensor)
+        size = tensor.weight.size
         rounding = rounding_noise(tensor, self.scaling(method, tensor))
         if method.code == "channel-optimized":
-            books, signal, bits = self.books(method), weight * mean_square(x), self._word_bits(tensor)
+            books, signal = self.books(method), weight * self._signal(method, tensor)
+            bits = self._word_bits(tensor)
             coded = [
                 Choice(bits, m, size * m, signal * books.book(bits, m).noise_to_signal + weight * rounding)
                 for m in (range(bits + 1) if protectable else (0,))
@@ -246,6 +275,7 @@ class Planner:
             # A quantised model's own words are exact without faults: they stay unless another code has less noise.
             pairs = [(kept[min(m, len(kept) - 1)] if kept else choice, choice) for m, choice in enumerate(coded)]
             return [own if own.energy <= choice.energy else choice for own, choice in pairs]
+        x = self.normalised(method, tensor)
         candidates = candidate_codes(self.codes.get(method.name, DEFAULT_CODE), self.bits, x, self.rates)
         made = [
             method.designs(x, code, self.rates, residual=self.residual, protectable=protectable) for code in candidates
@@ -280,7 +310,7 @@ class Planner:
                 raise InputError(f"'{tensor.name}' has words already; leave out --bits-per-weight or --keep-codes")
         books, choices = self.books(method), []
         for tensor, weight in zip(self.tensors, self._weighting(method), strict=True):
-            size, signal = tensor.weight.size, weight * mean_square(self.normalised(method, tensor))
+            size, signal = tensor.weight.size, weight * self._signal(method, tensor)
             rounding = weight * rounding_noise(tensor, self.scaling(method, tensor))
             options = []
             for bits in range(1, min(longest, self.rates.bits) + 1):
@@ -297,7 +327,13 @@ class Planner:
         if self._books is None:
             free = [tensor for tensor in self.tensors if tensor.fixed is None or not self.keep_codes]
             weights = dict(zip((t.name for t in self.tensors), self._weighting(method), strict=True))
-            pools = (self.normalised(method, tensor) for tensor in free)  # one at a time
+
+            def normalised(tensor: TensorData) -> NDArray[np.float32]:
+                x = self.normalised(method, tensor)
+                self._signal(method, tensor, x)
+                return x
+
+            pools = map(normalised, free)  # one at a time
             self._books = CodeBooks(pools, self.rates, self.residual, [weights[tensor.name] for tensor in free])
         return self._books
 
@@ -385,13 +421,16 @@ class Planner:
         )
         return plan if self.small is None else self.small.added_to(plan)
 
-    def _design(self, method: Method, choice: Choice, x: NDArray[np.float32], worth: float) -> Design:
+    def _design(
+        self, method: Method, tensor: TensorData, choice: Choice, x: NDArray[np.float32], worth: float
+    ) -> Design:
         """The design of a choice: the shared code book with a gain of the tensor's own, or a code book of its own.
 
         Its own pays where it saves a larger share of the model's noise than its table adds to the model's bits.
 
         Args:
             method: The method.
+            tensor: The weight.
             choice: What was chosen.
             x: Normalised weights.
             worth: What the tensor's noise is worth in bits: its share of all predicted noise energy, times all bits.
@@ -401,13 +440,18 @@ class Planner:
         books = self.books(method)
         rates, planes = books.rates(choice.bits, choice.protected)
         book = books.book(choice.bits, choice.protected)
-        gain, noise = restored_gain(book.readout, rates, word_sums(book.code, x))
+        under = sums_under(x)
+
+        def sums(code: Code) -> WordSums:
+            return self._sums.setdefault((method.scaling, tensor.name, CodeSpec.of(code)), under(code))
+
+        gain, noise = restored_gain(book.readout, rates, sums(book.code))
         shared = Design(book.code, book.readout, planes, noise, gain)
         price = table_bits(choice.bits)
         if worth < price or noise <= 0:
             return shared
-        code, readout = design_channel_optimized(x, rates, restore_gain=False)
-        gain, own = restored_gain(readout, rates, word_sums(code, x))
+        code, readout = design_channel_optimized(x, rates, restore_gain=False, sums_under=under)
+        gain, own = restored_gain(readout, rates, sums(code))
         return Design(code, readout, planes, own, gain) if (1 - own / noise) * worth > price else shared
 
     def _tensor_plan(self, method: Method, tensor: TensorData, choice: Choice, stream: int, worth: float) -> TensorPlan:
@@ -415,7 +459,7 @@ class Planner:
         kept = choice.design is not None and tensor.fixed is not None
         scaling = tensor.scaling("peak") if kept else self.scaling(method, tensor)
         x = tensor.normalised(scaling)
-        design = self._design(method, choice, x, worth)
+        design = self._design(method, tensor, choice, x, worth)
         noise = design.noise if choice.design is not None else design.noise + rounding_noise(tensor, scaling)
         bias = self.biases.get(tensor.name) if method.corrects_bias else None
         if bias is not None and grid is not None:
@@ -454,7 +498,7 @@ class Planner:
             stream=stream,
             sensitivity=sensitivity,
             noise=noise,
-            signal=mean_square(x),
+            signal=mean_square(x) if kept else self._signal(method, tensor, x),
             bias=bias,
         )
 

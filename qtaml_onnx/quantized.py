@@ -249,15 +249,27 @@ def _checked_type(dtype: ir.DataType, reader: str) -> int:
     return WORD_BITS[dtype]
 
 
-def dequantize_grid(node: ir.Node) -> IntegerGrid:
+Kind = tuple[ir.DataType, tuple[int, ...]]
+"""Element type and shape of a constant."""
+
+
+def _kind(value: ir.Value | None) -> Kind:
+    tensor = constant_tensor(value)  # type: ignore[arg-type]
+    return tensor.dtype, tuple(int(n) for n in tensor.shape)  # type: ignore[arg-type]
+
+
+def dequantize_grid(node: ir.Node, kind: Kind | None = None) -> IntegerGrid:
     """The grid of the constant behind a DequantizeLinear.
+
+    Args:
+        node: The DequantizeLinear.
+        kind: Of the integers, where a read-out computes them and they are no constant.
 
     Raises:
         SiteError: with the reason why it cannot be stored.
     """
-    tensor = constant_tensor(node.inputs[0])  # type: ignore[arg-type]
-    bits = _checked_type(tensor.dtype, "DequantizeLinear")
-    shape = tuple(int(n) for n in tensor.shape)  # type: ignore[arg-type]
+    dtype, shape = kind or _kind(node.inputs[0])
+    bits = _checked_type(dtype, "DequantizeLinear")
     axis = _integer(node, "axis", 1)
     axis = axis % len(shape) if shape and -len(shape) <= axis < len(shape) else 0
     block = _integer(node, "block_size")
@@ -265,13 +277,13 @@ def dequantize_grid(node: ir.Node) -> IntegerGrid:
     if scale is None:
         raise SiteError("DequantizeLinear without a scale")
     if not block:
-        step, point, along, kind = _parameters(*parameter_inputs(node, 0), shape, axis)
-        return IntegerGrid(tensor.dtype, bits, shape, step, point, along, 1, kind)
+        step, point, along, real = _parameters(*parameter_inputs(node, 0), shape, axis)
+        return IntegerGrid(dtype, bits, shape, step, point, along, 1, real)
     expected = tuple(-(-n // block) if i == axis else n for i, n in enumerate(shape))
     if scale.shape != expected:
         raise SiteError(f"DequantizeLinear whose blocked scales are {list(scale.shape)}, not {list(expected)}")
     point = np.zeros(scale.shape, np.int32) if zero is None else zero.astype(np.int32)
-    return IntegerGrid(tensor.dtype, bits, shape, scale.astype(np.float32), point, axis, block, scale.dtype)
+    return IntegerGrid(dtype, bits, shape, scale.astype(np.float32), point, axis, block, scale.dtype)
 
 
 def gathered_dequantize(node: ir.Node) -> ir.Node | None:
@@ -304,27 +316,30 @@ def parameter_inputs(node: ir.Node, operand: int) -> tuple[ir.Node, int | None, 
             return node, operand + 1, operand + 2
 
 
-def operator_grid(node: ir.Node, operand: int) -> tuple[IntegerGrid, int | None]:
+def operator_grid(node: ir.Node, operand: int, kind: Kind | None = None) -> tuple[IntegerGrid, int | None]:
     """The grid of an integer operator's constant operand, and the axis of its output channels.
+
+    Args:
+        node: The operator.
+        operand: As which input it reads the integers.
+        kind: Of the integers, where a read-out computes them and they are no constant.
 
     Raises:
         SiteError: with the reason why it cannot be stored.
     """
-    stored = node.inputs[operand]
-    tensor = constant_tensor(stored)  # type: ignore[arg-type]
-    shape = tuple(int(n) for n in tensor.shape)  # type: ignore[arg-type]
+    dtype, shape = kind or _kind(node.inputs[operand])
     if node.op_type == "MatMulNBits":
-        return _packed_grid(node, tensor.dtype), 0
+        return _packed_grid(node, dtype, shape), 0
     if node.op_type == "Gather":
         dequantize = gathered_dequantize(node)
         if dequantize is None:
             raise SiteError("Gather from integers that nothing dequantises")
-        bits = _checked_type(tensor.dtype, "Gather")
-        step, point, along, kind = _parameters(*parameter_inputs(node, operand), (), None)
-        return IntegerGrid(tensor.dtype, bits, shape, step, point, along, 1, kind), len(shape) - 1
-    bits = _checked_type(tensor.dtype, node.op_type)
+        bits = _checked_type(dtype, "Gather")
+        step, point, along, real = _parameters(*parameter_inputs(node, operand), (), None)
+        return IntegerGrid(dtype, bits, shape, step, point, along, 1, real), len(shape) - 1
+    bits = _checked_type(dtype, node.op_type)
     if bits != 8:
-        raise SiteError(f"{node.op_type} over {tensor.dtype.name}: only words of 8 bits are stored")
+        raise SiteError(f"{node.op_type} over {dtype.name}: only words of 8 bits are stored")
     match node.op_type:
         case "QLinearConv" | "ConvInteger":
             axis = 0
@@ -334,21 +349,21 @@ def operator_grid(node: ir.Node, operand: int) -> tuple[IntegerGrid, int | None]
             axis = len(shape) - (1 if operand else 2)
     if node.op_type in ("QLinearConv", "QGemm"):
         _constant(node, 1)
-    step, point, along, kind = _parameters(*parameter_inputs(node, operand), shape, axis if axis >= 0 else None)
+    step, point, along, real = _parameters(*parameter_inputs(node, operand), shape, axis if axis >= 0 else None)
     channels = axis if len(shape) > 1 and axis >= 0 else None
-    return IntegerGrid(tensor.dtype, bits, shape, step, point, along, 1, kind), channels
+    return IntegerGrid(dtype, bits, shape, step, point, along, 1, real), channels
 
 
-def _packed_grid(node: ir.Node, dtype: ir.DataType) -> IntegerGrid:
+def _packed_grid(node: ir.Node, dtype: ir.DataType, shape: tuple[int, ...]) -> IntegerGrid:
     rows, columns, block = _integer(node, "N"), _integer(node, "K"), _integer(node, "block_size")
     bits = _integer(node, "bits", 4)
-    packed, scale = _constant(node, 1), _constant(node, 2)
-    if bits not in (2, 4, 8) or dtype != ir.DataType.UINT8 or packed is None or scale is None:
+    scale = _constant(node, 2)
+    if bits not in (2, 4, 8) or dtype != ir.DataType.UINT8 or scale is None:
         raise SiteError(f"MatMulNBits with words of {bits} bits in {dtype.name}: only 2, 4 and 8 in UINT8 are known")
     if len(node.inputs) > 4 and node.inputs[4] is not None:
         raise SiteError("MatMulNBits with a group index: its blocks are not in order")
     blocks = -(-columns // block) if block else 0
-    if block < _LEAST_BLOCK or packed.size != rows * blocks * block * bits // 8 or scale.size != rows * blocks:
+    if block < _LEAST_BLOCK or math.prod(shape) != rows * blocks * block * bits // 8 or scale.size != rows * blocks:
         raise SiteError("MatMulNBits whose weights and scales do not fit N, K, bits and block_size")
     middle = 1 << (bits - 1)
     points = _packed_points(node, rows, blocks, bits, middle)

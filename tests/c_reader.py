@@ -29,8 +29,9 @@ class Reading:
 
     words: list[NDArray[np.uint16]]
     weights: list[NDArray[np.float32]]
-    codes: list[NDArray[np.int16] | None]
-    biases: list[NDArray[np.float32] | None]
+    codes: list[NDArray[np.int32] | None]
+    biases: list[NDArray[np.float32] | NDArray[np.int32] | None]
+    small: dict[str, NDArray[Any]]
     corrected_bits: int
     failed_blocks: int
 
@@ -92,11 +93,17 @@ def parse(data: bytes, manifest: Manifest) -> Reading:
         plan = tensor.storage
         words.append(take(np.uint16, plan.size).reshape(plan.shape))
         weights.append(take(np.float32, plan.size).reshape(plan.shape))
-        codes.append(take(np.int16, plan.size).reshape(plan.shape) if plan.quantized else None)
-        biases.append(take(np.float32, len(plan.bias.target)) if plan.bias else None)
+        codes.append(take(np.int32, plan.size).reshape(plan.shape) if plan.quantized else None)
+        integer = plan.bias is not None and plan.bias.quantized is not None and plan.bias.quantized.rounded
+        biases.append(take(np.int32 if integer else np.float32, len(plan.bias.target)) if plan.bias else None)
+    small = {
+        tensor.name: take(ir.DataType[group.dtype].numpy(), int(np.prod(tensor.shape))).reshape(tensor.shape)
+        for group in manifest.small
+        for tensor in group.tensors
+    }
     corrected, failed = map(int, take(np.uint64, 2))
     assert at == len(data)
-    return Reading(words, weights, codes, biases, corrected, failed)
+    return Reading(words, weights, codes, biases, small, corrected, failed)
 
 
 def exported(stored: Stored, folder: Path, row_bits: int = 0) -> tuple[Path, Path]:
@@ -113,6 +120,8 @@ def flip(image: Path, p01: float, p10: float | None = None, seed: int = 0) -> No
     """Flips bits of all images of a folder at random, in place."""
     rng = np.random.default_rng(seed)
     for file in read_manifest(image).files:
+        if file.name == "constants.bin":  # in safe memory
+            continue
         bits = np.unpackbits(np.fromfile(image / file.name, np.uint8))
         wrong = rng.random(bits.size) < np.where(bits == 1, p01 if p10 is None else p10, p01)
         np.packbits(bits ^ wrong).tofile(image / file.name)

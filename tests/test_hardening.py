@@ -375,3 +375,35 @@ def test_removing_faults_restores_the_hardened_model_byte_for_byte(make: str) ->
     assert ir.to_proto(faulty).SerializeToString(deterministic=True) != wanted
     RemoveFaults()(faulty)
     assert ir.to_proto(faulty).SerializeToString(deterministic=True) == wanted
+
+
+@pytest.mark.parametrize("ir_version", [3, 4, 8])
+def test_weights_that_callers_may_feed_are_named_in_a_warning(ir_version: int, tmp_path: Path) -> None:
+    """From IR 4 on an initializer that is a graph input has a default that callers may override; IR 3 lists all so."""
+    proto = CASES["matmul"]().model
+    proto.ir_version = ir_version
+    weight = next(tensor for tensor in proto.graph.initializer if tensor.name == "W")
+    others = [tensor for tensor in proto.graph.initializer if ir_version == 3 and tensor.name != "W"]
+    for tensor in (weight, *others):
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    onnx.save(proto, tmp_path / "m.onnx")
+    result = harden(tmp_path / "m.onnx", 0.05, method="posterior-mean", sensitivity="magnitude")
+    told = [warning for warning in result.report.warnings if "graph inputs" in warning]
+    assert len(told) == (ir_version >= 4)
+    if told:
+        assert told[0].startswith("1 weights are graph inputs with defaults as well ('W')")
+        assert "--exclude" in told[0]
+    ir.save(result.model, tmp_path / "o.onnx")
+    session = ort.InferenceSession(tmp_path / "o.onnx", providers=["CPUExecutionProvider"])
+    assert "W" not in {value.name for value in session.get_overridable_initializers()}
+
+
+def test_overridable_biases_are_left_alone_without_a_warning(tmp_path: Path) -> None:
+    proto = CASES["gemm"]().model
+    assert proto.ir_version >= 4
+    bias = next(tensor for tensor in proto.graph.initializer if len(tensor.dims) == 1)
+    proto.graph.input.append(onnx.helper.make_tensor_value_info(bias.name, bias.data_type, bias.dims))
+    onnx.save(proto, tmp_path / "m.onnx")
+    result = harden(tmp_path / "m.onnx", 0.05, method="posterior-mean", sensitivity="magnitude")
+    assert not [warning for warning in result.report.warnings if "graph inputs" in warning]
+    assert [value.name for value in result.model.graph.inputs if value.is_initializer()] == [bias.name]

@@ -30,7 +30,8 @@ def export_image(
     """Write the memory image of a hardened model, and C99 code that reads it.
 
     The folder gets bulk.bin with the exposed bit planes; protected.bin and parity.bin with the protected planes and the
-    parity bits of their code, if any; manifest.json; and qtaml_readout.h, qtaml_readout.c, qtaml_model.h and
+    parity bits of their code, if any; small.bin with biases, norms and scales if these were hardened too; constants.bin
+    with steps of blocks, for safe memory; manifest.json; and qtaml_readout.h, qtaml_readout.c, qtaml_model.h and
     qtaml_model.c, which turn the images back into weights on the device, faults corrected as far as the code can.
 
     Example: qtaml-onnx export-image safe.onnx -o image

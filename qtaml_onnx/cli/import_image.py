@@ -76,6 +76,8 @@ def _summary(output: Path, read: ImportedImage, confidence: float) -> dict[str, 
         "wrong_bits": read.wrong_bits,
         "wrong_words": read.wrong_words,
         "words": read.words,
+        "wrong_small_numbers": read.wrong_small,
+        "small_numbers": read.small,
     }
 
 
@@ -99,6 +101,8 @@ def _print(output: Path, read: ImportedImage, confidence: float) -> None:
         print(f"{count.cells:9}  {plane:>5}  {count.bits:>10}  {count.flips:>10}  {rates}")
     print(f"{read.corrected_bits} stored bits corrected, {read.failed_blocks} blocks with errors left")
     print(f"{read.wrong_words} of {read.words} words wrong as read, in {read.wrong_bits} bits")
+    if read.small:
+        print(f"{read.wrong_small} of {read.small} numbers of small tensors wrong as read")
     print(f"model with these words {output}")
 
 

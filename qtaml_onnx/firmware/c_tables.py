@@ -8,12 +8,13 @@ from importlib.resources import files
 from math import prod
 
 import numpy as np
+import onnx_ir as ir
 
-from qtaml_onnx.firmware.manifest import ImageTensor, Manifest
+from qtaml_onnx.firmware.manifest import Grid, ImageTensor, Manifest, SmallGroupEntry, SmallTensorEntry
 from qtaml_onnx.firmware.parity import BchCoder, Coder, LdpcCoder, ParityCoder, RepetitionCoder, SecDedCoder
 from qtaml_onnx.tensor_plan import BiasPlan, TensorPlan
 
-__all__ = ["c_files", "tensor_symbols"]
+__all__ = ["c_files", "small_symbols", "tensor_symbols"]
 
 _FORMS = {
     "affine": "QTAML_AFFINE",
@@ -27,6 +28,7 @@ _TYPES = {
     "FLOAT16": "QTAML_FLOAT16",
     "BFLOAT16": "QTAML_BFLOAT16",
     "DOUBLE": "QTAML_FLOAT64",
+    **{name: f"QTAML_{name}" for name in ("INT8", "UINT8", "INT16", "UINT16", "INT32")},
 }
 _SCHEMES = {
     RepetitionCoder: "QTAML_REPETITION",
@@ -55,10 +57,19 @@ def c_files(manifest: Manifest, coder: Coder | None) -> dict[str, str]:
 
 def tensor_symbols(manifest: Manifest) -> list[str]:
     """A C identifier for each tensor, made of its name; all different."""
+    return _symbols("QTAML_TENSOR", [tensor.storage.name for tensor in manifest.tensors])
+
+
+def small_symbols(manifest: Manifest) -> list[str]:
+    """The same for the small tensors, in the order of the C table."""
+    return _symbols("QTAML_SMALL", [tensor.name for group in manifest.small for tensor in group.tensors])
+
+
+def _symbols(prefix: str, names: list[str]) -> list[str]:
     found: list[str] = []
-    for number, tensor in enumerate(manifest.tensors):
-        name = re.sub(r"[^A-Z0-9]+", "_", tensor.storage.name.upper()).strip("_")[:_LONGEST_SYMBOL]
-        symbol = f"QTAML_TENSOR_{name or number}"
+    for number, name in enumerate(names):
+        plain = re.sub(r"[^A-Z0-9]+", "_", name.upper()).strip("_")[:_LONGEST_SYMBOL]
+        symbol = f"{prefix}_{plain or number}"
         found.append(symbol if symbol not in found else f"{symbol}_NUMBER_{number}")
     return found
 
@@ -81,7 +92,7 @@ def _header(manifest: Manifest, coder: Coder | None) -> str:
         "extern const qtaml_model qtaml_stored_model;",
         "",
     ]
-    for name in ("bulk", "protected", "parity"):
+    for name in ("bulk", "protected", "parity", "small", "constants"):
         file = manifest.file(f"{name}.bin")  # type: ignore[arg-type]
         lines.append(f"#define QTAML_{name.upper()}_BYTES {file.size if file else 0}u")
         lines.append(f"#define QTAML_{name.upper()}_CRC32 0x{file.crc32 if file else 0:08x}u /* as written */")
@@ -90,7 +101,8 @@ def _header(manifest: Manifest, coder: Coder | None) -> str:
         f"#define QTAML_TENSORS {len(manifest.tensors)}u",
         "",
     ]
-    lines += [f"#define {symbol} {number}u" for number, symbol in enumerate(tensor_symbols(manifest))]
+    for symbols in (tensor_symbols(manifest), small_symbols(manifest)):
+        lines += [f"#define {symbol} {number}u" for number, symbol in enumerate(symbols)]
     return "\n".join([*lines, "", "#ifdef __cplusplus", "}", "#endif", "", "#endif", ""])
 
 
@@ -106,20 +118,20 @@ class _Source:
     def text(self) -> str:
         tensors = [self._tensor(number, tensor) for number, tensor in enumerate(self._manifest.tensors)]
         code = self._code()
-        rows = ",\n".join(tensors)
+        small = [self._small(group, tensor) for group in self._manifest.small for tensor in group.tensors]
         return "\n".join(
             [
                 "/* Written by qtaml-onnx export-image. */",
                 '#include "qtaml_model.h"',
                 "",
                 *self._lines,
-                f"static const qtaml_tensor tensors[] = {{\n{rows}}};",
-                "",
+                *_table("qtaml_tensor", "tensors", tensors),
+                *_table("qtaml_small", "small", small),
                 f"static const qtaml_code code = {code};",
                 "",
                 "const qtaml_model qtaml_stored_model = {",
-                f"  QTAML_FORMAT_VERSION, {_literal(self._manifest.plan_sha256)}, tensors, QTAML_TENSORS,"
-                f" {self._manifest.row_bits}u, &code}};",
+                f"  QTAML_FORMAT_VERSION, {_literal(self._manifest.plan_sha256)}, {'tensors' if tensors else 'NULL'},"
+                f" QTAML_TENSORS, {self._manifest.row_bits}u, &code, {'small' if small else 'NULL'}, {len(small)}u}};",
                 "",
             ]
         )
@@ -157,7 +169,7 @@ class _Source:
             half = plan.table_type == "FLOAT16"
             table = f"{{{self._halves(plan.table)}, NULL}}" if half else f"{{NULL, {self._floats(plan.table)}}}"
         elif plan.form == "integer-table" and plan.table is not None:
-            codes = self._integers(map(int, plan.table), "int16_t")
+            codes = self._integers(map(int, plan.table), "int32_t")
         bias = "NULL"
         if plan.bias is not None:
             bias = f"&bias_{number}"
@@ -190,6 +202,27 @@ class _Source:
             table,
             codes,
             bias,
+            self._grid(number, plan, tensor.grid) if tensor.grid is not None else "NULL",
+        ]
+        return f"  {{{', '.join(fields)}}}"
+
+    def _grid(self, number: int, plan: TensorPlan, grid: Grid) -> str:
+        inner, extent = max(prod(plan.shape[grid.axis + 1 :]), 1), max(plan.shape[grid.axis], 1)
+        fields = f"{grid.steps}u, {grid.zero_points}u, {inner}u, {extent}u, {grid.block}u"
+        self._lines.append(f"static const qtaml_grid grid_{number} = {{{fields}}};\n")
+        return f"&grid_{number}"
+
+    def _small(self, group: SmallGroupEntry, tensor: SmallTensorEntry) -> str:
+        fields = [
+            _literal(tensor.name),
+            self._array("uint32_t", (f"{extent}u" for extent in tensor.shape)),
+            *(
+                f"{count}u"
+                for count in (len(tensor.shape), prod(tensor.shape), tensor.first, group.numbers, group.offset)
+            ),
+            str(group.copies),
+            str(ir.DataType[group.dtype].itemsize),
+            _TYPES[group.dtype],
         ]
         return f"  {{{', '.join(fields)}}}"
 
@@ -213,6 +246,7 @@ class _Source:
             f"{max(group, 1)}u",
             coverage,
             f"{len(bias.coverage or ()) or 1}u",
+            str(int(bias.quantized is not None and bias.quantized.rounded)),
         ]
         self._lines.append(f"static const qtaml_bias {name} = {{{', '.join(fields)}}};\n")
 
@@ -236,6 +270,12 @@ class _Source:
                 degree, prior = coder.code.checks.shape[1], coder.prior
         fields = [_SCHEMES[type(coder)], coder.data_bits, coder.parity_bits, copies, columns, errors, roots, order]
         return f"{{{', '.join(map(str, [*fields, power, log, checks, degree, prior]))}}}"
+
+
+def _table(c_type: str, name: str, rows: list[str]) -> list[str]:
+    """A static table, or nothing: C99 has no empty one."""
+    body = ",\n".join(rows)
+    return [f"static const {c_type} {name}[] = {{\n{body}}};", ""] if rows else []
 
 
 def _float(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,19 @@ from numpy.typing import NDArray
 
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.firmware.flips import FlipCounts, plane_rates_csv
-from qtaml_onnx.firmware.image import Images, TensorImage, build_image, coder_for, load_hardened, read_images
-from qtaml_onnx.firmware.layout import Rows, unpack_bits
-from qtaml_onnx.firmware.manifest import ImageTensor, Manifest, read_manifest
-from qtaml_onnx.passes.inject_faults import stored_words
+from qtaml_onnx.firmware.image import HardenedModel, coder_for, load_hardened
+from qtaml_onnx.firmware.layout import Rows
+from qtaml_onnx.firmware.manifest import ImageTensor, Manifest, SmallGroupEntry, read_manifest
+from qtaml_onnx.firmware.parity import Coder
+from qtaml_onnx.firmware.reader import Images, Part, parts
+from qtaml_onnx.firmware.writer import write_images
 from qtaml_onnx.plan import StoragePlan
+from qtaml_onnx.storage.repetition import majority
 
 __all__ = ["ImportedImage", "import_image"]
+
+_MOST_WORDS = 1 << 26
+"""Words beyond which they are kept in a temporary file instead of in memory."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class ImportedImage:
         wrong_bits: Bits of words that are still wrong.
         wrong_words: Words with such a bit.
         words: All words.
+        wrong_small: Small tensors' numbers (biases, norms, scales, tables) that their majority still gets wrong.
+        small: All of these numbers; 0 where they are taken to be safe.
     """
 
     model: ir.Model
@@ -45,6 +54,8 @@ class ImportedImage:
     wrong_bits: int
     wrong_words: int
     words: int
+    wrong_small: int = 0
+    small: int = 0
 
     def plane_rates(self) -> str:
         """The measured flip rates as a CSV table for `--plane-rates`."""
@@ -62,43 +73,55 @@ def import_image(folder: str | os.PathLike[str], hardened: str | os.PathLike[str
         InputError: if the manifest is missing, of another version or of another model, or an image is missing or not of
             the right size.
     """
-    source, plan = load_hardened(Path(hardened))
+    model = load_hardened(Path(hardened))
     manifest = read_manifest(Path(folder))
-    rows = Rows(manifest.row_bits)
-    expected, written = build_image(source, plan, rows)
-    _check_same(Path(folder), manifest, expected, Path(hardened))
-    read = read_images(Path(folder), manifest)
-    coder = coder_for(manifest.protection) if written.parity.size else None
-    known = stored_words(source.model)
-    flips: dict[tuple[str, int | None], FlipCounts] = {}
-    corrected = failed = wrong_bits = wrong_words = 0
-    for tensor in manifest.tensors:
-        for count in _flips(tensor, written, read, rows):
+    rows, counted = Rows(manifest.row_bits), _Counted()
+    with tempfile.TemporaryDirectory(prefix="qtaml-image-") as name:
+        try:
+            expected = write_images(model, rows, Path(name))
+        except OSError as error:
+            raise InputError(f"the image cannot be written to {name} ({error.strerror}); set TMPDIR") from error
+        _check_same(Path(folder), manifest, expected, Path(hardened))
+        written, read = Images.opened(Path(name), manifest), Images.opened(Path(folder), manifest)
+        coder = coder_for(manifest.protection) if written.parity.size else None
+        many = sum(tensor.storage.size for tensor in manifest.tensors) > _MOST_WORDS
+        found = [_words(tensor, written, read, rows, coder, counted, many) for tensor in manifest.tensors]
+        small = [_small(group, written, read, counted) for group in manifest.small]
+    for tensor, words in zip(manifest.tensors, found, strict=True):
+        _replace(model.value(tensor.storage), words)
+    for group, bytes_read in zip(model.small, small, strict=True):
+        _replace(group.words, bytes_read)
+    return counted.result(model, manifest)
+
+
+class _Counted:
+    """What was seen of an image so far."""
+
+    def __init__(self) -> None:
+        self.flips: dict[tuple[str, int | None], FlipCounts] = {}
+        self.corrected = self.failed = self.wrong_bits = self.wrong_words = self.wrong_small = 0
+
+    def add(self, counts: Iterator[FlipCounts]) -> None:
+        for count in counts:
             key = count.cells, count.plane
-            flips[key] = flips[key] + count if key in flips else count
-        words, done = TensorImage.read(tensor, read, rows, coder is not None).corrected(tensor, coder)
-        true, _none = TensorImage.read(tensor, written, rows, coder is not None).corrected(tensor, None)
-        unsigned = f"u{words.itemsize}"
-        differing = np.ravel(words).view(unsigned) ^ np.ravel(true).view(unsigned)
-        wrong_words += int(np.count_nonzero(differing))
-        wrong_bits += int(np.unpackbits(differing.view(np.uint8)).sum(dtype=np.int64))
-        if done is not None:
-            corrected += done.corrected_bits
-            failed += int(done.failed.sum())
-        _replace(known[tensor.storage.words_name][1], words)
-    return ImportedImage(
-        source.model,
-        plan,
-        tuple(flips[key] for key in sorted(flips, key=lambda key: (_ORDER.index(key[0]), key[1] or 0))),
-        corrected,
-        failed,
-        wrong_bits,
-        wrong_words,
-        sum(tensor.storage.size for tensor in manifest.tensors),
-    )
+            self.flips[key] = self.flips[key] + count if key in self.flips else count
+
+    def result(self, hardened: HardenedModel, manifest: Manifest) -> ImportedImage:
+        return ImportedImage(
+            hardened.model,
+            hardened.plan,
+            tuple(self.flips[key] for key in sorted(self.flips, key=lambda key: (_ORDER.index(key[0]), key[1] or 0))),
+            self.corrected,
+            self.failed,
+            self.wrong_bits,
+            self.wrong_words,
+            sum(tensor.storage.size for tensor in manifest.tensors),
+            self.wrong_small,
+            sum(group.numbers for group in manifest.small),
+        )
 
 
-_ORDER = ("bulk", "protected", "parity")
+_ORDER = ("bulk", "protected", "parity", "small")
 
 
 def _check_same(folder: Path, manifest: Manifest, expected: Manifest, hardened: Path) -> None:
@@ -109,19 +132,65 @@ def _check_same(folder: Path, manifest: Manifest, expected: Manifest, hardened: 
         raise InputError(f"{folder}: manifest.json was changed, or the model was; export the image again")
 
 
-def _flips(tensor: ImageTensor, written: Images, read: Images, rows: Rows) -> Iterator[FlipCounts]:
-    """Flips of the cells themselves, so that masks are left in place."""
+def _words(
+    tensor: ImageTensor,
+    written: Images,
+    read: Images,
+    rows: Rows,
+    coder: Coder | None,
+    counted: _Counted,
+    many: bool,
+) -> NDArray[np.integer]:
+    """The words of a tensor as they are read, and what is to be counted of them."""
     plan = tensor.storage
-    before, after = (TensorImage.read(tensor, images, rows, coded=False) for images in (written, read))
+    dtype = np.dtype(plan.words_type.lower())
+    if many and plan.size:
+        with tempfile.TemporaryFile(prefix="qtaml-words-") as file:  # unlinked, and gone when the array is
+            file.truncate(plan.size * dtype.itemsize)
+            words: NDArray[np.integer] = np.memmap(file, dtype, "r+", shape=plan.size)
+    else:
+        words = np.empty(plan.size, dtype)
+    both = zip(parts(tensor, written, rows, coder), parts(tensor, read, rows, coder), strict=True)
+    for before, after in both:
+        counted.add(_flips(tensor, before, after))
+        words[after.words], done = after.corrected(tensor, coder)
+        true, _none = before.corrected(tensor, None)
+        unsigned = f"u{words.itemsize}"
+        differing = words[after.words].view(unsigned) ^ true.view(unsigned)
+        counted.wrong_words += int(np.count_nonzero(differing))
+        counted.wrong_bits += int(np.bitwise_count(differing).sum(dtype=np.int64))
+        if done is not None:
+            counted.corrected += done.corrected_bits
+            counted.failed += int(done.failed.sum())
+    return words.reshape(plan.shape)
+
+
+def _small(group: SmallGroupEntry, written: Images, read: Images, counted: _Counted) -> NDArray[np.uint8]:
+    """The stored bytes of small tensors as they are read."""
+    dtype = np.dtype(ir.DataType[group.dtype].numpy())
+    shape = (group.copies, group.numbers, dtype.itemsize)
+    size = group.copies * group.numbers * dtype.itemsize
+    before, after = (images.small[group.offset : group.offset + size].reshape(shape) for images in (written, read))
+    counted.add(
+        FlipCounts.of("small", plane, before >> np.uint8(plane) & np.uint8(1), after >> np.uint8(plane) & np.uint8(1))
+        for plane in range(8)
+    )
+    unsigned = f"u{dtype.itemsize}"
+    true, found = (majority(stored, dtype).view(unsigned) for stored in (before, after))
+    counted.wrong_small += int(np.count_nonzero(true != found))
+    return np.array(after)
+
+
+def _flips(tensor: ImageTensor, before: Part, after: Part) -> Iterator[FlipCounts]:
+    """Flips of the cells themselves, so that masks are left in place."""
+    plan, width = tensor.storage, tensor.protected.bits
     exposed = [plane for plane in range(plan.bits) if plane not in plan.protected_planes]
     for place, plane in enumerate(exposed):
         yield FlipCounts.of("bulk", plane, _plane(before.exposed, place), _plane(after.exposed, place))
     for place, plane in enumerate(sorted(plan.protected_planes)):
-        yield FlipCounts.of("protected", plane, _plane(before.protected, place), _plane(after.protected, place))
-    if tensor.parity.bits:
-        part = slice(tensor.parity.offset, tensor.parity.offset + tensor.parity.size)
-        bits = (unpack_bits(images.parity[part], tensor.parity.bits) for images in (written, read))
-        yield FlipCounts.of("parity", None, *bits)
+        yield FlipCounts.of("protected", plane, before.protected[place::width], after.protected[place::width])
+    if after.parity.size:
+        yield FlipCounts.of("parity", None, before.parity, after.parity)
 
 
 def _plane(words: NDArray[np.uint16], place: int) -> NDArray[np.uint8]:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.firmware.c_tables import c_files
-from qtaml_onnx.firmware.image import build_image, coder_for, load_hardened
+from qtaml_onnx.firmware.image import coder_for, load_hardened
 from qtaml_onnx.firmware.layout import Rows
 from qtaml_onnx.firmware.manifest import MANIFEST, Manifest, json_schema
+from qtaml_onnx.firmware.writer import write_images
+from qtaml_onnx.outputs import check_free_space
 
 __all__ = ["SCHEMA", "check_new_folder", "export_image"]
 
@@ -22,8 +24,10 @@ SCHEMA = "manifest.schema.json"
 def export_image(hardened: str | os.PathLike[str], folder: str | os.PathLike[str], *, row_bits: int = 0) -> Manifest:
     """Writes the memory image of a hardened model into a new folder, whole or not at all.
 
-    The folder gets the images (bulk.bin, and protected.bin and parity.bin if anything is protected), manifest.json with
-    its JSON Schema, and the C99 code that turns images back into weights: qtaml_readout.h and .c, qtaml_model.h and .c.
+    The folder gets the images: bulk.bin; protected.bin and parity.bin if anything is protected; small.bin if biases,
+    norms and scales are stored in the same memory; constants.bin if blocks have steps of their own. And manifest.json
+    with its JSON Schema, and the C99 code that turns images back into weights: qtaml_readout.h and .c, qtaml_model.h
+    and .c.
 
     Args:
         hardened: The hardened model, its plan beside it.
@@ -39,16 +43,16 @@ def export_image(hardened: str | os.PathLike[str], folder: str | os.PathLike[str
     target = Path(folder)
     check_new_folder(target)
     rows = Rows(row_bits)
-    source, plan = load_hardened(Path(hardened))
-    manifest, images = build_image(source, plan, rows)
-    texts = c_files(manifest, coder_for(manifest.protection) if images.parity.size else None)
-    texts |= {MANIFEST: manifest.to_json(), SCHEMA: json.dumps(json_schema(), indent=1) + "\n"}
+    model = load_hardened(Path(hardened))
+    check_free_space(target, model.plan.weight_bits // 8)
     try:
         parent = target.parent
         staged = Path(tempfile.mkdtemp(dir=parent, prefix=f".{target.name}.", suffix=".part"))
         try:
-            for image, data in images.named().items():
-                data.tofile(staged / image)
+            manifest = write_images(model, rows, staged)
+            coder = coder_for(manifest.protection) if manifest.file("parity.bin") else None
+            texts = c_files(manifest, coder)
+            texts |= {MANIFEST: manifest.to_json(), SCHEMA: json.dumps(json_schema(), indent=1) + "\n"}
             for name, text in texts.items():
                 (staged / name).write_text(text, encoding="utf-8")
             mask = os.umask(0)

@@ -14,7 +14,7 @@ from qtaml_onnx.errors import InputError
 
 __all__ = ["FlipCounts", "plane_rates_csv"]
 
-Cells = Literal["bulk", "protected", "parity"]
+Cells = Literal["bulk", "protected", "parity", "small"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class FlipCounts:
 
     Attributes:
         cells: The image that they are in.
-        plane: Bit plane of the words; None for parity bits.
+        plane: Bit plane of the words, of small tensors of their bytes; None for parity bits.
         zeros: Bits that were written as 0.
         ones: Bits that were written as 1.
         flips01: Zeros that were read as 1.

@@ -36,6 +36,7 @@ __all__ = [
     "mask_bytes",
     "pack_bits",
     "split_planes",
+    "take_bits",
     "unpack_bits",
 ]
 
@@ -90,6 +91,20 @@ class Rows:
         stream[:, : per_row * bits] = spread.reshape(len(rows), per_row * bits)
         return pack_bits(stream.reshape(-1))
 
+    def chunk(self, bits: int, about: int) -> int:
+        """A number of words, about as many as given, that fills whole rows or whole bytes."""
+        unit = self.row_bits // bits if bits and self.row_bits else 8
+        return max(1, about // unit) * unit
+
+    def take(self, data: Bytes, bits: int, first: int, count: int) -> Words:
+        """Some of the words of a tensor, uint16 [count]; `data` are all of its bytes."""
+        if not bits or not count:
+            return np.zeros(count, np.uint16)
+        unit = self.row_bits // bits if self.row_bits else 8
+        start = first // unit * unit
+        until = first + count - start
+        return self.unpack(data[self.size(start, bits) :][: self.size(until, bits)], bits, until)[first - start :]
+
     def unpack(self, data: Bytes, bits: int, count: int) -> Words:
         """The inverse of `pack`: uint16 [count]."""
         if not bits:
@@ -111,6 +126,12 @@ def pack_bits(bits: Bits) -> Bytes:
 def unpack_bits(data: Bytes, count: int) -> Bits:
     """The first `count` bits of a stream."""
     return np.unpackbits(data, count=count, bitorder="little")
+
+
+def take_bits(data: Bytes, first: int, count: int) -> Bits:
+    """Some bits of a stream, uint8 [count]."""
+    start = first // 8
+    return unpack_bits(data[start : -(-(first + count) // 8)], first + count - 8 * start)[first - 8 * start :]
 
 
 def mask_bytes(stream: int, start: int, count: int) -> Bytes:
@@ -146,10 +167,10 @@ def split_planes(plan: TensorPlan, words: NDArray[np.integer]) -> tuple[Words, W
 
 
 def join_planes(plan: TensorPlan, exposed: Words, protected: Words) -> NDArray[np.integer]:
-    """The inverse of `split_planes`: words as the model's initializer holds them, in its type and shape."""
+    """The inverse of `split_planes`: words as the model's initializer holds them, in its type, [count]."""
     words = np.zeros_like(exposed)
     for planes, bits in zip(_planes(plan), (exposed, protected), strict=True):
         for place, plane in enumerate(planes):
             words |= (bits >> np.uint16(place) & np.uint16(1)) << np.uint16(plane)
     unsigned = np.uint16 if plan.words_type == "UINT16" else np.uint8
-    return words.astype(unsigned).view(plan.words_type.lower()).reshape(plan.shape)
+    return words.astype(unsigned).view(plan.words_type.lower())

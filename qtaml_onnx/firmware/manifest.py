@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +15,15 @@ from qtaml_onnx.tensor_plan import TensorPlan
 __all__ = [
     "FORMAT_VERSION",
     "MANIFEST",
+    "Grid",
     "ImageFile",
+    "ImageName",
     "ImageTensor",
     "Manifest",
     "Region",
     "Scheme",
+    "SmallGroupEntry",
+    "SmallTensorEntry",
     "json_schema",
     "read_manifest",
 ]
@@ -29,7 +31,7 @@ __all__ = [
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
-ImageName = Literal["bulk.bin", "protected.bin", "parity.bin"]
+ImageName = Literal["bulk.bin", "protected.bin", "parity.bin", "small.bin", "constants.bin"]
 WeightType = Literal["FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"]
 
 
@@ -52,11 +54,6 @@ class ImageFile(_Value):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     crc32: int = Field(ge=0, lt=1 << 32)
 
-    @classmethod
-    def of(cls, name: ImageName, data: bytes) -> ImageFile:
-        """Describes an image."""
-        return cls(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), crc32=zlib.crc32(data))
-
 
 class Region(_Value):
     """Where a tensor lies in an image.
@@ -72,6 +69,54 @@ class Region(_Value):
     bits: int = Field(ge=0)
 
 
+class Grid(_Value):
+    """What the integers of a quantised tensor stand for where blocks have steps, or channels zero points, of their own.
+
+    Weight = (integer − zero point) · step. Steps (float32) and zero points (int32) are in constants.bin, little-endian.
+
+    Attributes:
+        axis: The axis along which they differ.
+        block: Weights along that axis that share them; 0 where there is one step and zero point an index of the axis.
+        count: Steps, and zero points.
+        steps: First byte of the steps.
+        zero_points: First byte of the zero points.
+    """
+
+    axis: int = Field(ge=0)
+    block: int = Field(ge=0)
+    count: int = Field(ge=1)
+    steps: int = Field(ge=0)
+    zero_points: int = Field(ge=0)
+
+
+class SmallTensorEntry(_Value):
+    """A small tensor (bias, norm, scale, zero point, table) in its group: its name, first number and shape."""
+
+    name: str
+    first: int = Field(ge=0)
+    shape: tuple[int, ...]
+
+
+class SmallGroupEntry(_Value):
+    """Numbers of one type in small.bin: bytes of number after number, little-endian, and copy after copy.
+
+    Attributes:
+        name: The initializer that holds them in the model.
+        dtype: Their ONNX type.
+        copies: How often each number is stored; it is read by the majority of its copies, bit by bit.
+        numbers: Numbers of a copy.
+        offset: First byte.
+        tensors: What they are.
+    """
+
+    name: str
+    dtype: str
+    copies: int = Field(ge=1)
+    numbers: int = Field(ge=1)
+    offset: int = Field(ge=0)
+    tensors: tuple[SmallTensorEntry, ...]
+
+
 class ImageTensor(_Value):
     """A tensor in the image.
 
@@ -82,6 +127,7 @@ class ImageTensor(_Value):
         bulk: Its exposed planes.
         protected: Its protected planes, none if `bits` is 0.
         parity: Their redundant bits.
+        grid: Of a quantised tensor, where `storage` does not say what its integers stand for.
     """
 
     storage: TensorPlan
@@ -90,6 +136,7 @@ class ImageTensor(_Value):
     bulk: Region
     protected: Region
     parity: Region
+    grid: Grid | None = None
 
 
 class Scheme(_Value):
@@ -124,6 +171,7 @@ class Manifest(_Value):
         protection: How protected planes are kept.
         files: The images; those with nothing in them are not written.
         tensors: In the order of the C tables.
+        small: The small tensors, where they are stored in the same memory.
     """
 
     format_version: int = FORMAT_VERSION
@@ -134,6 +182,7 @@ class Manifest(_Value):
     protection: Scheme
     files: tuple[ImageFile, ...]
     tensors: tuple[ImageTensor, ...]
+    small: tuple[SmallGroupEntry, ...] = ()
 
     def to_json(self) -> str:
         """The text of manifest.json."""

@@ -307,6 +307,7 @@ static const qtaml_tensor *tensor_of(const qtaml_model *model, uint32_t tensor, 
   if (found->size && found->protected_count) {
     if (!image->protected_bits || (model->code->scheme != QTAML_PLAIN && !image->parity)) return NULL;
   }
+  if (found->size && found->grid && !image->constants) return NULL;
   return found;
 }
 
@@ -459,16 +460,43 @@ static float scale_of(const qtaml_tensor *t, uint32_t index) {
 
 static int is_quantized(const qtaml_tensor *t) { return t->form >= QTAML_DEQUANTIZE; }
 
-static int read_integer(const qtaml_tensor *t, uint16_t word, uint32_t index) {
+static uint32_t load_u32(const uint8_t *from) {
+  return (uint32_t)from[0] | (uint32_t)from[1] << 8 | (uint32_t)from[2] << 16 | (uint32_t)from[3] << 24;
+}
+
+static uint64_t grid_index(const qtaml_grid *grid, uint32_t element) {
+  uint32_t along = element / grid->inner % grid->extent;
+  uint64_t blocks;
+  if (!grid->block) return along;
+  blocks = ((uint64_t)grid->extent + grid->block - 1u) / grid->block;
+  return (element / ((uint64_t)grid->inner * grid->extent) * blocks + along / grid->block) * grid->inner +
+         element % grid->inner;
+}
+
+static int32_t zero_point_of(const qtaml_tensor *t, const qtaml_image *image, uint32_t index) {
+  uint32_t bits;
+  int32_t value;
+  if (!t->grid) return t->zero_point;
+  bits = load_u32(image->constants + t->grid->zero_points + 4 * grid_index(t->grid, index));
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+static float step_of(const qtaml_tensor *t, const qtaml_image *image, uint32_t index) {
+  if (!t->grid) return channel(&t->steps, index);
+  return float_of(load_u32(image->constants + t->grid->steps + 4 * grid_index(t->grid, index)));
+}
+
+static int32_t read_integer(const qtaml_tensor *t, uint16_t word, uint32_t index) {
   float value;
-  int below;
+  int32_t below;
   if (t->form == QTAML_DEQUANTIZE) return signed_word(t, word);
   if (t->form == QTAML_INTEGER_TABLE) return t->codes[word];
   value = number(&t->table, word) * scale_of(t, index);
-  value = value + ((float)t->zero_point + 0.5f);
+  value = value + ((float)t->zero_point + 0.5f); /* what the integers are coded around */
   if (value >= (float)t->largest) return t->largest;
   if (value < (float)t->least) return t->least;
-  below = (int)value; /* towards zero */
+  below = (int32_t)value; /* towards zero */
   return (float)below > value ? below - 1 : below;
 }
 
@@ -476,7 +504,7 @@ static float read_weight(const qtaml_model *model, const qtaml_tensor *t, const 
   uint16_t word = read_word(model, t, image, index);
   float value;
   if (is_quantized(t)) {
-    value = (float)(read_integer(t, word, index) - t->zero_point) * channel(&t->steps, index);
+    value = (float)(read_integer(t, word, index) - zero_point_of(t, image, index)) * step_of(t, image, index);
   } else {
     value = t->form == QTAML_TABLE ? number(&t->table, word) : (float)signed_word(t, word) - t->offset;
     value = value * scale_of(t, index);
@@ -507,36 +535,119 @@ qtaml_status qtaml_read_weights(const qtaml_model *model, uint32_t tensor, const
 }
 
 qtaml_status qtaml_read_codes(const qtaml_model *model, uint32_t tensor, const qtaml_image *image, uint32_t first,
-                              uint32_t count, int16_t *codes) {
+                              uint32_t count, int32_t *codes) {
   const qtaml_tensor *t = tensor_of(model, tensor, image);
   uint32_t i;
   if (!in_range(t, first, count) || (count && !codes)) return QTAML_BAD_ARGUMENT;
   if (!is_quantized(t)) return QTAML_NOT_INTEGER;
-  for (i = 0; i < count; i++) {
-    codes[i] = (int16_t)read_integer(t, read_word(model, t, image, first + i), first + i);
-  }
+  for (i = 0; i < count; i++) codes[i] = read_integer(t, read_word(model, t, image, first + i), first + i);
   return QTAML_OK;
+}
+
+/* target - sum, of one output */
+static float corrected_bias(const qtaml_model *model, const qtaml_tensor *t, const qtaml_image *image,
+                            uint32_t output) {
+  const qtaml_bias *plan = t->bias;
+  uint32_t outer, j;
+  double sum = 0.0;
+  for (outer = 0; outer < t->size / plan->outputs / plan->inner; outer++) {
+    for (j = 0; j < plan->inner; j++) {
+      uint32_t i = (outer * plan->outputs + output) * plan->inner + j;
+      uint32_t mean = i / plan->group_size * plan->means + i / plan->mean_inner % plan->means;
+      float weight, term;
+      if (plan->is_integer)
+        weight = (float)(read_integer(t, read_word(model, t, image, i), i) - zero_point_of(t, image, i));
+      else
+        weight = read_weight(model, t, image, i);
+      term = weight * qtaml_from_half(plan->mean_input[mean]);
+      if (plan->coverage) term = term * qtaml_from_half(plan->coverage[i % plan->taps]);
+      sum += (double)term;
+    }
+  }
+  return plan->target[output] - (float)sum;
 }
 
 qtaml_status qtaml_read_bias(const qtaml_model *model, uint32_t tensor, const qtaml_image *image, float *bias) {
   const qtaml_tensor *t = tensor_of(model, tensor, image);
-  const qtaml_bias *plan;
-  uint32_t output, outer, j;
+  uint32_t output;
   if (!t || !bias) return QTAML_BAD_ARGUMENT;
-  plan = t->bias;
-  if (!plan) return QTAML_NO_BIAS;
-  for (output = 0; output < plan->outputs; output++) {
-    double sum = 0.0;
-    for (outer = 0; outer < t->size / plan->outputs / plan->inner; outer++) {
-      for (j = 0; j < plan->inner; j++) {
-        uint32_t i = (outer * plan->outputs + output) * plan->inner + j;
-        uint32_t mean = i / plan->group_size * plan->means + i / plan->mean_inner % plan->means;
-        float term = read_weight(model, t, image, i) * qtaml_from_half(plan->mean_input[mean]);
-        if (plan->coverage) term = term * qtaml_from_half(plan->coverage[i % plan->taps]);
-        sum += (double)term;
-      }
+  if (!t->bias) return QTAML_NO_BIAS;
+  if (t->bias->is_integer) return QTAML_INTEGER_BIAS;
+  for (output = 0; output < t->bias->outputs; output++) {
+    bias[output] = rounded(corrected_bias(model, t, image, output), t->type);
+  }
+  return QTAML_OK;
+}
+
+qtaml_status qtaml_read_integer_bias(const qtaml_model *model, uint32_t tensor, const qtaml_image *image,
+                                     int32_t *bias) {
+  const qtaml_tensor *t = tensor_of(model, tensor, image);
+  uint32_t output;
+  if (!t || !bias) return QTAML_BAD_ARGUMENT;
+  if (!t->bias) return QTAML_NO_BIAS;
+  if (!t->bias->is_integer) return QTAML_INTEGER_BIAS;
+  for (output = 0; output < t->bias->outputs; output++) {
+    float value = corrected_bias(model, t, image, output) + 0.5f;
+    int32_t below;
+    if (value >= 0x1p31f) {
+      bias[output] = INT32_MAX;
+    } else if (value < -0x1p31f) {
+      bias[output] = INT32_MIN;
+    } else {
+      below = (int32_t)value; /* towards zero */
+      bias[output] = (float)below > value ? below - 1 : below;
     }
-    bias[output] = rounded(plan->target[output] - (float)sum, t->type);
+  }
+  return QTAML_OK;
+}
+
+/* ---- Small tensors ------------------------------------------------------------------------------------------------*/
+
+/* The number that most copies say, bit by bit. An exponent of ones is an infinity, whatever the mantissa. */
+static uint64_t read_number(const qtaml_small *small, const uint8_t *image, uint32_t index) {
+  uint64_t value = 0, exponent = 0, mantissa = 0;
+  unsigned byte, bit, copy;
+  for (byte = 0; byte < small->bytes; byte++) {
+    for (bit = 0; bit < 8; bit++) {
+      unsigned ones = 0;
+      for (copy = 0; copy < small->copies; copy++) {
+        uint64_t number = (uint64_t)copy * small->numbers + small->first + index;
+        ones += (unsigned)image[small->offset + number * small->bytes + byte] >> bit & 1u;
+      }
+      if (2 * ones > small->copies) value |= (uint64_t)1 << (8 * byte + bit);
+    }
+  }
+  switch (small->type) {
+    case QTAML_FLOAT32: exponent = (uint64_t)0xff << 23, mantissa = ((uint64_t)1 << 23) - 1; break;
+    case QTAML_FLOAT16: exponent = (uint64_t)0x1f << 10, mantissa = ((uint64_t)1 << 10) - 1; break;
+    case QTAML_BFLOAT16: exponent = (uint64_t)0xff << 7, mantissa = ((uint64_t)1 << 7) - 1; break;
+    case QTAML_FLOAT64: exponent = (uint64_t)0x7ff << 52, mantissa = ((uint64_t)1 << 52) - 1; break;
+    default: return value;
+  }
+  return (value & exponent) == exponent ? value & ~mantissa : value;
+}
+
+qtaml_status qtaml_read_small(const qtaml_model *model, uint32_t small, const qtaml_image *image, uint32_t first,
+                              uint32_t count, void *numbers) {
+  const qtaml_small *found;
+  uint8_t *to = (uint8_t *)numbers;
+  uint32_t i;
+  if (!model || !image || model->format_version != QTAML_FORMAT_VERSION || small >= model->small_count) {
+    return QTAML_BAD_ARGUMENT;
+  }
+  found = &model->small[small];
+  if (first > found->size || count > found->size - first) return QTAML_BAD_ARGUMENT;
+  if (count && (!numbers || !image->small_numbers)) return QTAML_BAD_ARGUMENT;
+  for (i = 0; i < count; i++, to += found->bytes) {
+    uint64_t number64 = read_number(found, image->small_numbers, first + i);
+    uint32_t number32 = (uint32_t)number64;
+    uint16_t number16 = (uint16_t)number64;
+    switch (found->bytes) {
+      case 8: memcpy(to, &number64, sizeof number64); break;
+      case 4: memcpy(to, &number32, sizeof number32); break;
+      case 2: memcpy(to, &number16, sizeof number16); break;
+      default: *to = (uint8_t)number64;
+    }
   }
   return QTAML_OK;
 }

@@ -25,14 +25,18 @@ typedef enum {
   QTAML_BAD_ARGUMENT,  /* a null pointer, a tensor that the model has not, or a range beyond its end */
   QTAML_BAD_WORKSPACE, /* smaller than QTAML_WORKSPACE_BYTES, or not aligned as int16_t */
   QTAML_NOT_INTEGER,   /* qtaml_read_codes on a tensor of float weights */
-  QTAML_NO_BIAS        /* qtaml_read_bias on a layer whose bias does not correct itself */
+  QTAML_NO_BIAS,       /* qtaml_read_bias on a layer whose bias does not correct itself */
+  QTAML_INTEGER_BIAS   /* qtaml_read_bias on a bias of 32-bit integers, and the other way round */
 } qtaml_status;
 
-/* The image: files of these names, in memory. Pointers to images that a model has not are null. */
+/* The image: files of these names, in memory. Pointers to images that a model has not are null. The constants must be
+ * in safe memory. */
 typedef struct {
   const uint8_t *bulk;
   uint8_t *protected_bits;
   uint8_t *parity;
+  const uint8_t *small_numbers; /* small.bin */
+  const uint8_t *constants;
 } qtaml_image;
 
 /* What qtaml_correct did; it adds to what the structure holds. */
@@ -56,7 +60,17 @@ typedef enum {
                               at least `least` and at most `largest` */
 } qtaml_form;
 
-typedef enum { QTAML_FLOAT32 = 0, QTAML_FLOAT16 = 1, QTAML_BFLOAT16 = 2, QTAML_FLOAT64 = 3 } qtaml_type;
+typedef enum {
+  QTAML_FLOAT32 = 0,
+  QTAML_FLOAT16 = 1,
+  QTAML_BFLOAT16 = 2,
+  QTAML_FLOAT64 = 3,
+  QTAML_INT8 = 4, /* this and the following ones of small tensors alone */
+  QTAML_UINT8 = 5,
+  QTAML_INT16 = 6,
+  QTAML_UINT16 = 7,
+  QTAML_INT32 = 8
+} qtaml_type;
 
 /* Element i of the weights uses value (i / inner) % count of a channel-wise constant. */
 typedef struct {
@@ -64,6 +78,18 @@ typedef struct {
   uint32_t count;
   uint32_t inner;
 } qtaml_channels;
+
+/* Steps (float) and zero points (int32_t) in constants.bin, little-endian: what integers stand for where blocks of them
+ * have steps, or channels have zero points, of their own. Element i is at a = i / inner % extent along an axis, and has
+ * number a, or, with blocks, (i / (inner * extent) * blocks + a / block) * inner + i % inner, blocks being
+ * ceil(extent / block). */
+typedef struct {
+  uint64_t steps; /* bytes */
+  uint64_t zero_points;
+  uint32_t inner;
+  uint32_t extent;
+  uint32_t block; /* 0: no blocks */
+} qtaml_grid;
 
 /* bias = target - sum of weight * mean_input * coverage; output o owns the elements (outer * outputs + o) * inner + j. */
 typedef struct {
@@ -76,6 +102,7 @@ typedef struct {
   uint32_t group_size;
   const uint16_t *coverage; /* of element i: i % taps; null where all are 1 */
   uint32_t taps;
+  uint8_t is_integer; /* a sum of integers less their zero points, rounded to 32 bits: qtaml_read_integer_bias */
 } qtaml_bias;
 
 typedef struct {
@@ -91,9 +118,9 @@ typedef struct {
   uint8_t protected_count;
   uint16_t protected_planes; /* bit mask */
   uint16_t null_word;        /* what a word of wrong parity is read as */
-  int16_t zero_point;
-  int16_t least; /* integers of a quantised tensor */
-  int16_t largest;
+  int32_t zero_point;
+  int32_t least; /* integers of a quantised tensor */
+  int32_t largest;
   uint64_t bulk_offset; /* bytes; of the others too */
   uint64_t protected_offset;
   uint64_t parity_offset;
@@ -102,9 +129,25 @@ typedef struct {
   qtaml_channels input_scales;
   qtaml_channels steps; /* of a quantised tensor: what its integers are multiplied by in the model */
   qtaml_numbers table;
-  const int16_t *codes;
+  const int32_t *codes;
   const qtaml_bias *bias;
+  const qtaml_grid *grid; /* in the place of zero_point and steps; null for these */
 } qtaml_tensor;
+
+/* A tensor of small.bin, such as a bias, a norm or a scale: numbers of one type, of which each bit is stored several
+ * times and read by majority. Byte b of number n of copy c is at offset + (c * numbers + n) * bytes + b. */
+typedef struct {
+  const char *name;
+  const uint32_t *shape;
+  uint32_t rank;
+  uint32_t size; /* numbers of this tensor, from `first` on */
+  uint32_t first;
+  uint32_t numbers; /* of a copy */
+  uint64_t offset;
+  uint8_t copies;
+  uint8_t bytes; /* a number */
+  uint8_t type;  /* qtaml_type */
+} qtaml_small;
 
 typedef enum {
   QTAML_PLAIN = 0, /* protected bits are safe by themselves: no parity */
@@ -138,6 +181,8 @@ typedef struct {
   uint32_t tensor_count;
   uint32_t row_bits;      /* of the bulk image; 0: words are packed without gaps */
   const qtaml_code *code; /* of the protected planes */
+  const qtaml_small *small;
+  uint32_t small_count;
 } qtaml_model;
 
 /* Corrects the protected bits of a tensor in place, and their parity: the images can be written back. A second call
@@ -157,11 +202,20 @@ qtaml_status qtaml_read_weights(const qtaml_model *model, uint32_t tensor, const
 
 /* Integers of a quantised tensor, as its DequantizeLinear or integer operator takes them. */
 qtaml_status qtaml_read_codes(const qtaml_model *model, uint32_t tensor, const qtaml_image *image, uint32_t first,
-                              uint32_t count, int16_t *codes);
+                              uint32_t count, int32_t *codes);
 
 /* The bias that corrects itself from the weights as they are read, `tensors[tensor].bias->outputs` values. Its sum is
  * taken in double precision, and differs from that of an inference engine by the engine's rounding. */
 qtaml_status qtaml_read_bias(const qtaml_model *model, uint32_t tensor, const qtaml_image *image, float *bias);
+
+/* The same where the bias is of 32-bit integers, in units of the input's step times the weights'. */
+qtaml_status qtaml_read_integer_bias(const qtaml_model *model, uint32_t tensor, const qtaml_image *image,
+                                     int32_t *bias);
+
+/* Numbers `first` to `first + count - 1` of a small tensor by majority, `bytes` each, in this processor's order: an
+ * array of float, int8_t and so on; of uint16_t for half precision and bfloat16. */
+qtaml_status qtaml_read_small(const qtaml_model *model, uint32_t small, const qtaml_image *image, uint32_t first,
+                              uint32_t count, void *numbers);
 
 /* Nearest half or bfloat16, ties to even; too large a value becomes an infinity. */
 uint16_t qtaml_to_half(float value);

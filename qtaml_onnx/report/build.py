@@ -225,7 +225,7 @@ def _tensor(planner: Planner, method: Method, data: TensorData, tensor: TensorPl
     ratio = tensor.noise / tensor.signal if tensor.signal > 0 else 0.0
     plain = data.fixed or uniform_code("twos-complement", min(tensor.bits, _PLAIN_BITS))
     plain_sums = word_sums(plain, planner.normalised(METHODS["none"], data))
-    sums = word_sums(tensor.code.code(), planner.normalised(method, data))
+    sums = planner.stored_sums(method, data, tensor)
     return TensorSection(
         name=tensor.name,
         op_type=tensor.op_type,

@@ -18,8 +18,9 @@ weights at hand.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,6 +32,7 @@ from qtaml_onnx.storage.assignment import anneal_assignment
 from qtaml_onnx.storage.codes import Code, IntArray, uniform_code
 from qtaml_onnx.storage.readout import (
     ReadOut,
+    WordSums,
     error_moments,
     posterior_mean,
     posterior_table,
@@ -238,6 +240,7 @@ def design_channel_optimized(
     bits: int | None = None,
     importance: ArrayLike | None = None,
     restore_gain: bool = True,
+    sums_under: Callable[[Code], WordSums] | None = None,
 ) -> tuple[Code, ReadOut]:
     """Design a channel-optimised code and its read-out for a set of weights.
 
@@ -251,6 +254,7 @@ def design_channel_optimized(
         bits: word length, 1 to 12; that of the rates if None.
         importance: how much each weight's squared error matters, broadcastable to ``x``, non-negative.
         restore_gain: read out with the posterior mean's gain restored rather than the posterior mean itself.
+        sums_under: gives the word sums of ``x`` under a code, where they are at hand without another look at ``x``.
 
     Returns:
         (code, read-out). The code is named ``channel-optimized`` (or ``twos-complement``, see above).
@@ -264,7 +268,8 @@ def design_channel_optimized(
         raise InputError(f"channel-optimized codes have 1 to {MAX_DESIGN_BITS} bits a word, not {bits}")
     rates = rates.truncated(bits)
     baseline = uniform_code("twos-complement", bits)
-    baseline_sums = word_sums(baseline, values, importance)  # also checks x and importance
+    sums_under = sums_under or partial(word_sums, x=values, importance=importance)
+    baseline_sums = sums_under(baseline)  # also checks x and importance
     flat = np.ravel(values)
     if not np.issubdtype(flat.dtype, np.floating):
         flat = flat.astype(np.float64)
@@ -273,7 +278,7 @@ def design_channel_optimized(
     source = _group(flat[::stride], None if weight is None else weight[::stride])
     design = _search(source, rates)
     code = Code("channel-optimized", bits, design.boundaries, design.words, np.zeros(1 << bits))
-    sums_of_code = word_sums(code, values, importance)
+    sums_of_code = sums_under(code)
     readout = posterior_mean(code, rates, sums_of_code)
     levels, used = readout.table.copy(), sums_of_code.count > 0.0
     levels[used] = sums_of_code.first[used] / sums_of_code.count[used]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +17,10 @@ from qtaml_onnx.channel import FlipRates, FloatArray
 from qtaml_onnx.errors import InputError
 
 __all__ = [
+    "BINS",
+    "CHUNK",
     "UNIFORM_KINDS",
+    "Bins",
     "Code",
     "best_mask",
     "index_probabilities",
@@ -31,9 +34,9 @@ IntArray = NDArray[np.int64]
 WordArray = NDArray[np.uint8] | NDArray[np.uint16]
 
 MAX_BITS = 16
-_CHUNK = 1 << 20  # weights encoded at a time: bounds the memory of the cell indices
-_BINS = 1 << 16  # enough that almost every weight is in a bin without a boundary
-_MANY = 1 << 17  # weights from which on a table of the bins pays
+CHUNK = 1 << 17  # weights worked on at a time: what is computed on the way stays in the processor's cache
+_MIXED = 1 << MAX_BITS  # no word
+BINS = 1 << 16  # enough that almost every weight is in a bin without a boundary
 
 
 def word_dtype(bits: int) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
@@ -43,22 +46,36 @@ def word_dtype(bits: int) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
     return np.dtype(np.uint8) if bits <= 8 else np.dtype(np.uint16)
 
 
-@dataclass(frozen=True, eq=False)
-class _Bins:
-    """Bins of equal width: the word of each that lies in one cell, and which do not."""
+@dataclass(frozen=True)
+class Bins:
+    """Bins of equal width, number 0 to `BINS` − 1, from a lowest to a highest number.
+
+    The bin of a number never falls as the number grows, so that a bin without a boundary lies in one cell of a code.
+    """
 
     low: np.float32
     scale: np.float32
-    words: NDArray[Any]
-    mixed: NDArray[np.bool_]
 
-    def index(self, x: NDArray[np.float32]) -> NDArray[np.int32]:
-        """The bin of each number: 0 below, `_BINS` + 2 above all boundaries."""
+    @classmethod
+    def between(cls, low: np.floating, high: np.floating) -> Bins | None:
+        """Bins from `low` to `high`; None where they have no finite width."""
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            scale = np.float32(BINS - 1) / (np.float32(high) - np.float32(low))
+        return cls(np.float32(low), scale) if np.isfinite(low) and np.isfinite(scale) and scale > 0 else None
+
+    def index(self, x: NDArray[np.float32]) -> NDArray[np.intp]:
+        """The bin of each number; what is below or above all bins is in the first or the last."""
         with np.errstate(over="ignore"):
             place = np.subtract(x, self.low)
             place *= self.scale
-        place += np.float32(1)
-        return np.clip(place, 0, _BINS + 2, out=place).astype(np.int32)
+        return np.clip(place, np.float32(0), np.float32(BINS - 1), out=place).astype(np.intp)
+
+    def cells(self, boundaries: NDArray[np.float32]) -> tuple[IntArray, NDArray[np.bool_]]:
+        """The cell between these boundaries of each bin, int64 [BINS], and whether a boundary is in the bin, bool."""
+        held = self.index(boundaries)
+        mixed = np.zeros(BINS, dtype=np.bool_)
+        mixed[held] = True
+        return np.searchsorted(held, np.arange(BINS)).astype(np.int64), mixed
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,14 +131,17 @@ class Code:
     def _key(self) -> tuple[str, int, tuple[float, ...], tuple[int, ...], tuple[float, ...]]:
         return self.name, self.bits, tuple(self.boundaries), tuple(self.words), tuple(self.levels)
 
+    @property
+    def float32_boundaries(self) -> NDArray[np.float32]:
+        """The smallest float32 at or above each boundary: it decides every float32 as the boundary does."""
+        near = self.boundaries.astype(np.float32)
+        return np.where(near < self.boundaries, np.nextafter(near, np.float32(np.inf)), near)
+
     def cells(self, x: ArrayLike) -> IntArray:
         """The cell of each weight: the number of boundaries that are at most x. Int64, the shape of ``x``."""
         values = np.asarray(x)
-        boundaries: NDArray[np.float32] | FloatArray = self.boundaries
-        if values.dtype == np.float32:
-            # The smallest float32 at or above a boundary decides every float32 alike, at half the memory traffic.
-            near = boundaries.astype(np.float32)
-            boundaries = np.where(near < boundaries, np.nextafter(near, np.float32(np.inf)), near)
+        # In float32, where the weights are: half the memory traffic.
+        boundaries = self.float32_boundaries if values.dtype == np.float32 else self.boundaries
         return np.asarray(np.searchsorted(boundaries, values, side="right"), dtype=np.int64)
 
     def encode(self, x: ArrayLike) -> WordArray:
@@ -142,43 +162,33 @@ class Code:
         flat = np.ravel(values)
         words: WordArray = np.empty(flat.shape, dtype=word_dtype(self.bits))
         table = self.words.astype(words.dtype)
-        bins = self._bins(table) if flat.size >= _MANY and flat.dtype == np.float32 else None
-        for start in range(0, flat.size, _CHUNK):
-            part = flat[start : start + _CHUNK]
+        binned = _binned(self) if flat.size >= CHUNK and flat.dtype == np.float32 else None
+        for start in range(0, flat.size, CHUNK):
+            part, own = flat[start : start + CHUNK], words[start : start + CHUNK]
             if not np.isfinite(part).all():
                 raise InputError(f"code {self.name}: a weight is NaN or infinite; mend the model's weights")
-            words[start : start + _CHUNK] = table[self.cells(part)] if bins is None else self._binned(part, table, bins)
+            if binned is None:
+                own[:] = table[self.cells(part)]
+                continue
+            bins, word_of = binned
+            found = word_of.take(bins.index(part), mode="clip")
+            own[:] = found.astype(words.dtype)
+            rest = np.flatnonzero(found >= _MIXED)  # few, and ten times as slow
+            own[rest] = table[self.cells(part[rest])]
         return words.reshape(values.shape)
 
-    def _bins(self, table: NDArray[Any]) -> _Bins | None:
-        """Bins of equal width over the boundaries, for `_binned`; None where there are none of finite width."""
-        boundaries = self.boundaries.astype(np.float32)
-        if len(boundaries) < 2 or not np.isfinite(boundaries[[0, -1]]).all():
-            return None
-        with np.errstate(over="ignore", divide="ignore"):
-            scale = np.float32(_BINS) / (boundaries[-1] - boundaries[0])
-        if not (np.isfinite(scale) and scale > 0):
-            return None
-        empty = _Bins(boundaries[0], scale, np.empty(0, dtype=table.dtype), np.empty(0, dtype=np.bool_))
-        near = [np.nextafter(boundaries, np.float32(side)) for side in (-np.inf, np.inf)]
-        # A boundary is between two float32 numbers: the bins of both are looked at one weight at a time.
-        held = np.unique(np.concatenate([empty.index(side) for side in (*near, boundaries)]))
-        mixed = np.zeros(_BINS + 3, dtype=np.bool_)
-        mixed[held] = True
-        below = np.searchsorted(empty.index(boundaries), np.arange(_BINS + 3))
-        return _Bins(boundaries[0], scale, table[below], mixed)
 
-    def _binned(self, part: NDArray[np.float32], table: NDArray[Any], bins: _Bins) -> NDArray[Any]:
-        """The words of weights, by a table over bins.
-
-        The bin of a weight never falls as the weight grows, so that a bin without a boundary lies in one cell. Only
-        weights in other bins are searched for, which is ten times as slow.
-        """
-        index = bins.index(part)
-        words = bins.words[index]
-        rest = np.flatnonzero(bins.mixed[index])
-        words[rest] = table[self.cells(part[rest])]
-        return words
+@lru_cache(maxsize=8)
+def _binned(code: Code) -> tuple[Bins, NDArray[np.uint32]] | None:
+    """Bins over the boundaries, and the word of each, or `_MIXED` where one holds a boundary; None without any."""
+    if len(code.boundaries) < 2:
+        return None
+    boundaries = code.float32_boundaries
+    bins = Bins.between(boundaries[0], boundaries[-1])
+    if bins is None:
+        return None
+    cells, mixed = bins.cells(boundaries)
+    return bins, np.where(mixed, _MIXED, code.words[cells]).astype(np.uint32)
 
 
 def _twos_complement(index: IntArray, bits: int) -> IntArray:

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from qtaml_onnx.channel import FlipRates, FloatArray, apply_transition, apply_transition_transposed, moments
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.storage.codes import Code
+from qtaml_onnx.storage.codes import CHUNK, Code
 
 __all__ = [
     "READOUT_KINDS",
@@ -35,7 +35,6 @@ __all__ = [
     "word_sums",
 ]
 
-_CHUNK = 1 << 20
 _UNREACHABLE = 1e-200  # below this probability (relative) a word's posterior has underflowed or is undefined
 _FLOOR = 1e-12  # flip rate that stands in for 0 where the limit of a posterior is wanted
 
@@ -97,13 +96,25 @@ def word_sums(code: Code, x: ArrayLike, importance: ArrayLike | None = None) -> 
         raise InputError("importance must be finite, non-negative and not zero everywhere")
     size = 1 << code.bits
     sums = np.zeros((3, size))
-    for start in range(0, flat.size, _CHUNK):
-        part = flat[start : start + _CHUNK].astype(np.float64)
-        words = code.encode(flat[start : start + _CHUNK])
-        scale = np.ones_like(part) if weight is None else weight[start : start + _CHUNK]
-        for row, factor in enumerate((scale, scale * part, scale * part * part)):
-            sums[row] += np.bincount(words, factor, size)
+    for start in range(0, flat.size, CHUNK):
+        part = flat[start : start + CHUNK]
+        sums += sums_by(code.encode(part), part, size, None if weight is None else weight[start : start + CHUNK])
     return WordSums(*sums)
+
+
+def sums_by(
+    index: NDArray[np.integer], x: NDArray[np.floating], size: int, importance: FloatArray | None = None
+) -> FloatArray:
+    """Count, sum and sum of squares of the numbers ``x`` by an index below ``size``: float64 [3, size]."""
+    index, value = index.astype(np.intp, copy=False), x.astype(np.float64)
+    if importance is None:
+        counts = np.bincount(index, minlength=size)
+        first, square = value, value * value
+    else:
+        counts = np.bincount(index, importance, size)
+        first = importance * value
+        square = first * value
+    return np.stack([counts, np.bincount(index, first, size), np.bincount(index, square, size)])
 
 
 @dataclass(frozen=True, eq=False)

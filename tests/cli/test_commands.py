@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import jsonschema
 import numpy as np
 import onnx
 import pytest
+from command_line import Run
 from stored_models import fault_options, rates_feed, run
 
 from qtaml_onnx.cli import main
@@ -22,22 +22,6 @@ from qtaml_onnx.report.schema import json_schema
 DIGITS = Path(__file__).resolve().parents[2] / "examples" / "digits"
 MODEL, EVAL, CALIBRATION = DIGITS / "digits_cnn.onnx", DIGITS / "digits_eval.npz", DIGITS / "digits_calibration.npz"
 FAST = "--method posterior-mean --budget 0.15 --trials 3 --no-html"
-
-Run = Callable[..., tuple[str, str]]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line and gives its stdout and stderr; the exit code must be the one expected."""
-
-    def call(args: str, code: int = 0) -> tuple[str, str]:
-        capsys.readouterr()
-        got = main(args.split())
-        out, err = capsys.readouterr()
-        assert got == code, err
-        return out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

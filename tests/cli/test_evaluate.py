@@ -9,12 +9,12 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Run
 
 from qtaml_onnx.campaign import Stopping, t_interval
 from qtaml_onnx.campaign.trials import Worker
@@ -23,20 +23,6 @@ from qtaml_onnx.cli.show import TerminalProgress
 
 DIGITS = Path(__file__).resolve().parents[2] / "examples" / "digits"
 MODEL = DIGITS / "digits_cnn.onnx"
-
-Run = Callable[..., tuple[str, str]]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(args: str, code: int = 0) -> tuple[str, str]:
-        capsys.readouterr()
-        got = main(args.split())
-        out, err = capsys.readouterr()
-        assert got == code, err
-        return out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

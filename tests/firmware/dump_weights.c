@@ -1,6 +1,6 @@
 /* Reads an image with the shipped C code and writes everything that the code gives, for a test to compare.
- * Usage: dump_weights DIR OUT. OUT gets, a tensor: words (uint16), weights (float), codes (int16) of an integer tensor,
- * bias (float) where it corrects itself; and at the end corrected bits and failed blocks (uint64). */
+ * Usage: dump_weights DIR OUT. OUT gets, a tensor: words (uint16), weights (float), codes (int32) of an integer tensor,
+ * bias (float or int32) where it corrects itself; then small tensors; and at the end corrected bits and failed blocks (uint64). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +35,8 @@ int main(int argc, char **argv) {
   image.bulk = load(argv[1], "bulk.bin", QTAML_BULK_BYTES);
   image.protected_bits = load(argv[1], "protected.bin", QTAML_PROTECTED_BYTES);
   image.parity = load(argv[1], "parity.bin", QTAML_PARITY_BYTES);
+  image.small_numbers = load(argv[1], "small.bin", QTAML_SMALL_BYTES);
+  image.constants = load(argv[1], "constants.bin", QTAML_CONSTANTS_BYTES);
   as_written = image;
   out = fopen(argv[2], "wb");
   if (!out) return 5;
@@ -43,7 +45,7 @@ int main(int argc, char **argv) {
     size_t room = tensor->size ? tensor->size : 1;
     uint16_t *words = malloc(room * sizeof *words);
     float *weights = malloc(room * sizeof *weights);
-    int16_t *codes = malloc(room * sizeof *codes);
+    int32_t *codes = malloc(room * sizeof *codes);
     uint32_t half = tensor->size / 2;
     uint64_t failed = done.failed_blocks;
     if (!words || !weights || !codes) return 6;
@@ -65,7 +67,13 @@ int main(int argc, char **argv) {
     } else if (qtaml_read_codes(model, t, &image, 0, tensor->size, codes) != QTAML_NOT_INTEGER) {
       return 12;
     }
-    if (tensor->bias) {
+    if (tensor->bias && tensor->bias->is_integer) {
+      int32_t *bias = malloc(tensor->bias->outputs * sizeof *bias);
+      if (!bias || qtaml_read_integer_bias(model, t, &image, bias) != QTAML_OK) return 13;
+      save(bias, sizeof *bias, tensor->bias->outputs, out);
+      if (qtaml_read_bias(model, t, &image, weights) != QTAML_INTEGER_BIAS) return 14;
+      free(bias);
+    } else if (tensor->bias) {
       float *bias = malloc(tensor->bias->outputs * sizeof *bias);
       if (!bias || qtaml_read_bias(model, t, &image, bias) != QTAML_OK) return 13;
       save(bias, sizeof *bias, tensor->bias->outputs, out);
@@ -81,6 +89,17 @@ int main(int argc, char **argv) {
     free(codes);
   }
   if (qtaml_read_words(model, model->tensor_count, &image, 0, 0, NULL) != QTAML_BAD_ARGUMENT) return 17;
+  for (t = 0; t < model->small_count; t++) {
+    const qtaml_small *small = &model->small[t];
+    uint8_t *numbers = malloc((size_t)small->size * small->bytes + 1);
+    uint32_t half = small->size / 2;
+    if (!numbers || qtaml_read_small(model, t, &image, 0, half, numbers) != QTAML_OK) return 20;
+    if (qtaml_read_small(model, t, &image, half, small->size - half, numbers + half * small->bytes) != QTAML_OK) return 20;
+    save(numbers, small->bytes, small->size, out);
+    if (qtaml_read_small(model, t, &image, 1, small->size, numbers) != QTAML_BAD_ARGUMENT) return 21;
+    free(numbers);
+  }
+  if (qtaml_read_small(model, model->small_count, &image, 0, 0, NULL) != QTAML_BAD_ARGUMENT) return 22;
   if (as_written.bulk != image.bulk) return 18;
   if (QTAML_WORKSPACE_BYTES &&
       qtaml_correct(model, 0, &image, workspace, QTAML_WORKSPACE_BYTES - 1, NULL) == QTAML_OK &&
@@ -92,6 +111,8 @@ int main(int argc, char **argv) {
   free((void *)(uintptr_t)image.bulk);
   free(image.protected_bits);
   free(image.parity);
+  free((void *)(uintptr_t)image.small_numbers);
+  free((void *)(uintptr_t)image.constants);
   free(workspace);
   return 0;
 }

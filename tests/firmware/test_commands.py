@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from c_reader import CReader, flip
+from command_line import Run
 from scipy import stats
 from small_models import OUT, X, matmul, model, normal
 
@@ -27,22 +28,6 @@ from qtaml_onnx.firmware.flips import FlipCounts, plane_rates_csv
 from qtaml_onnx.firmware.manifest import json_schema, read_manifest
 from qtaml_onnx.modelio import load_model
 from qtaml_onnx.plan import read_plan
-
-Run = Callable[..., tuple[str, str]]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line and gives its stdout and stderr; the exit code must be the one expected."""
-
-    def call(args: str, code: int = 0) -> tuple[str, str]:
-        capsys.readouterr()
-        got = main(args.split())
-        out, err = capsys.readouterr()
-        assert got == code, err
-        return out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ import onnx_ir as ir
 import pytest
 from c_reader import CReader, Reading, exported, flip
 from layer_models import LAYERS
+from network_models import network, samples
 from numpy.typing import NDArray
 from onnx import TensorProto
 from quantized_models import FORMATS as QUANTISED
-from quantized_models import feeds
+from quantized_models import feeds, statically
 from small_models import CASES, OUT, Case, X, matmul, model, normal
 from stored_models import Stored, run, source_model, store
 
@@ -24,12 +25,17 @@ from qtaml_onnx.calibrate import calibrate_layers
 from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.data import Dataset
-from qtaml_onnx.errors import InputError
+from qtaml_onnx.firmware import dump, writer
+from qtaml_onnx.firmware import reader as reader_module
+from qtaml_onnx.firmware.export import export_image
 from qtaml_onnx.firmware.manifest import Manifest, read_manifest
+from qtaml_onnx.hardening import harden
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.plan import FaultModel, StoragePlan
 from qtaml_onnx.planner import Planner, prepare
+from qtaml_onnx.small import SmallStorage
 from qtaml_onnx.storage.tensor import along_channels, decode_integers, decode_tensor
+from qtaml_onnx.weights import find_weights
 
 Array = NDArray[Any]
 
@@ -78,7 +84,9 @@ def read_in_onnxruntime(proto: onnx.ModelProto, case: Case, plan: StoragePlan) -
 
 def check(reading: Reading, manifest: Manifest, image: Path, hardened: Path, case: Case | None) -> int:
     """Compares with the imported model; gives how many tensors onnxruntime itself was asked for."""
+    before = {path: path.read_bytes() for path in image.iterdir()}
     imported = import_image(image, hardened)
+    assert before == {path: path.read_bytes() for path in image.iterdir()}
     assert reading.corrected_bits == imported.corrected_bits
     assert reading.failed_blocks == imported.failed_blocks
     words = {str(v.name): v.const_value.numpy() for v in constants(imported.model)}
@@ -92,6 +100,12 @@ def check(reading: Reading, manifest: Manifest, image: Path, hardened: Path, cas
         if plan.steps is not None:
             axis = plan.steps.axis
             expected = expected * along_channels(np.asarray(plan.steps.values, np.float32), expected.ndim, axis)
+        elif plan.quantized:
+            assert case is not None
+            assert tensor.grid is not None
+            grid = next(w.grid for w in find_weights(source_model(case.model).model).weights if w.name == plan.name)
+            assert grid is not None
+            expected = grid.dequantize(decode_integers(plan, stored)).astype(np.float32)
         if dtype is None:
             import ml_dtypes
 
@@ -173,18 +187,77 @@ def test_integers_of_quantised_models(
         assert asked or "QLinear" in name
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("qdq-int8-block-symmetric", "scales a block, or a zero point a channel"),
-        ("qdq-uint8-channel-asymmetric", "scales a block, or a zero point a channel"),
-        ("packed-4-symmetric-64", "scales a block, or a zero point a channel"),
-        ("qdq-uint16-tensor-symmetric", "no room for UINT16"),
-    ],
+OWN_GRIDS = (
+    ("qdq-int8-block-symmetric", "channel-optimized"),
+    ("qdq-uint4-block-asymmetric", "tac"),
+    ("qdq-uint8-channel-asymmetric", "none"),
+    ("qdq-Conv-uint4", "channel-optimized"),
+    ("qdq-uint16-tensor-symmetric", "channel-optimized"),
+    ("qdq-uint16-block-asymmetric", "channel-optimized"),
+    ("packed-4-symmetric-64", "channel-optimized"),
+    ("packed-4-asymmetric-80", "none"),
+    ("packed-2-asymmetric-80", "posterior-mean"),
+    ("packed-8-asymmetric-64", "channel-optimized"),
 )
-def test_what_the_reader_cannot_is_refused_with_the_reason(name: str, reason: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"{reason}.*--exclude it"):
-        exported(store(QUANTISED[name](), "channel-optimized", 0.05), tmp_path)
+
+
+@pytest.mark.parametrize(("name", "method"), OWN_GRIDS)
+def test_steps_of_blocks_and_zero_points_of_channels(
+    name: str, method: str, tmp_path: Path, sanitized_reader: CReader
+) -> None:
+    """MatMulNBits, blocked DequantizeLinear, zero points a channel, and integers of 16 bits."""
+    proto = QUANTISED[name]()
+    hardened, image = exported(store(proto, method, 0.05, budget=0.1), tmp_path, row_bits=32 if method == "tac" else 0)
+    manifest = read_manifest(image)
+    blocked = "uint16-tensor" not in name
+    assert [tensor.grid is not None for tensor in manifest.tensors] == [blocked]
+    assert ((image / "constants.bin").exists()) == blocked
+    case = Case(lambda _values: proto, {}, feeds(proto))
+    for rate in (0.0, 0.1):
+        flip(image, rate)
+        asked = check(sanitized_reader.read(image), manifest, image, hardened, case)
+        assert asked or name.startswith("packed")
+
+
+@pytest.mark.parametrize(
+    ("make", "copies"), [(CASES["conv-float16"], 3), (CASES["gemm"], 5), (QUANTISED["packed-4-asymmetric-80"], 3)]
+)
+def test_small_tensors_are_read_by_majority(make: Any, copies: int, tmp_path: Path, sanitized_reader: CReader) -> None:
+    """All numbers of small.bin are those that onnxruntime computes, also where the majority is wrong."""
+    made = make()
+    proto = made if isinstance(made, onnx.ModelProto) else made.model
+    fed = feeds(proto) if isinstance(made, onnx.ModelProto) else made.feeds
+    source = source_model(proto)
+    rates = FlipRates.uniform(0.05, 8)
+    planner = Planner(source, prepare(source), FaultModel(p01=rates.p01, p10=rates.p10))
+    planner.small = SmallStorage(source.model, copies)
+    plan = planner.within_budget(METHODS["channel-optimized"], 0)
+    hardened, image = exported(Stored(source, plan, *carry_out(source, plan)), tmp_path)
+    manifest = read_manifest(image)
+    assert {group.copies for group in manifest.small} == {copies}
+    wrong = 0
+    for rate in (0.0, 0.03, 0.25):
+        flip(image, rate)
+        reading, imported = sanitized_reader.read(image), import_image(image, hardened)
+        assert imported.small == sum(group.numbers for group in manifest.small) > 0
+        wrong += imported.wrong_small
+        assert (imported.wrong_small == 0) or rate > 0
+        result = ir.to_proto(imported.model)
+        makers = {output: node for node in result.graph.node for output in node.output}
+        kept = {output.name for output in result.graph.output}
+        names = [name for name in reading.small if name in makers and name not in kept]
+        assert len(names) == len(reading.small)
+        kinds = {tensor.name: group.dtype for group in manifest.small for tensor in group.tensors}
+        for name in names:
+            kind = getattr(TensorProto, kinds[name])
+            result.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
+        with np.errstate(all="ignore"):
+            found = dict(zip([output.name for output in result.graph.output], run(result, fed), strict=True))
+        for name in names:
+            got, theirs = reading.small[name], found[name]
+            assert got.dtype == theirs.dtype
+            np.testing.assert_array_equal(got.view(f"u{got.itemsize}"), theirs.view(f"u{got.itemsize}"))
+    assert wrong > 0
 
 
 @pytest.mark.slow
@@ -365,3 +438,66 @@ def check_bias(name: str, dtype: Any, folder: Path, reader: CReader) -> None:
     assert (np.abs(ours - exact) <= 2.0**-24 * (4 * size + np.abs(exact)) + (bound if dtype == np.float16 else 0)).all()
     change = np.abs(exact - (0 if LAYERS[name].biases is None else np.ravel(LAYERS[name].biases)))
     assert change.max() > 100 * bound.max() or dtype == np.float16  # the faults are there, and the bias follows them
+
+
+@pytest.mark.parametrize(("form", "per_channel"), [("QDQ", True), ("QOperator", False)])
+def test_integer_biases_correct_themselves_alike(
+    form: str, per_channel: bool, tmp_path: Path, sanitized_reader: CReader
+) -> None:
+    """A 32-bit bias is onnxruntime's, or one beside it where the two sums round to either side of a half."""
+    proto = statically(form, per_channel=per_channel, proto=network())
+    onnx.save(proto, tmp_path / "q.onnx")
+    result = harden(tmp_path / "q.onnx", 0.05, calibration=samples())
+    source = source_model(proto)
+    hardened, image = exported(Stored(source, result.plan, result.model, result.faulty), tmp_path)
+    flip(image, 0.1)
+    reading, imported = sanitized_reader.read(image), import_image(image, hardened)
+    probed = ir.to_proto(imported.model)
+    compared = 0
+    for tensor, bias in zip(result.plan.tensors, reading.biases, strict=True):
+        if tensor.bias is None or tensor.bias.quantized is None or not tensor.bias.quantized.rounded:
+            continue
+        assert bias is not None
+        assert bias.dtype == np.int32
+        casts = [
+            n.output[0] for n in probed.graph.node if n.op_type == "Cast" and n.name.startswith(f"{tensor.name}.bias")
+        ]
+        extended = onnx.ModelProto()
+        extended.CopyFrom(probed)
+        extended.graph.output.append(onnx.helper.make_tensor_value_info(casts[-1], TensorProto.INT32, [bias.size]))
+        theirs = run(extended, feeds_of(samples()))[-1]
+        assert theirs.dtype == np.int32
+        assert np.abs(bias.astype(np.int64) - theirs).max() <= 1
+        assert (bias == theirs).mean() > 0.5
+        assert np.abs(bias).max() > 10
+        compared += 1
+    assert compared >= 2
+
+
+def feeds_of(data: Dataset) -> dict[str, Array]:
+    return {name: array[:4] for name, array in data.arrays.items()}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_images_do_not_depend_on_the_length_of_chunks(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hardened, image = protected(name, tmp_path, row_bits=40)
+    monkeypatch.setattr(writer, "CHUNK", 16)
+    monkeypatch.setattr(reader_module, "CHUNK", 16)
+    monkeypatch.setattr(dump, "_MOST_WORDS", 0)
+    again = tmp_path / "again"
+    export_image(hardened, again, row_bits=40)
+    assert {path.name: path.read_bytes() for path in image.iterdir()} == {
+        path.name: path.read_bytes() for path in again.iterdir()
+    }
+    flip(image, SCHEMES[name] / 2)
+    chunked = import_image(image, hardened)
+    monkeypatch.undo()
+    whole = import_image(image, hardened)
+    for field in ("flips", "corrected_bits", "failed_blocks", "wrong_bits", "wrong_words", "words"):
+        assert getattr(chunked, field) == getattr(whole, field)
+    assert whole.wrong_words
+    for got, wanted in zip(constants(chunked.model), constants(whole.model), strict=True):
+        assert got.name == wanted.name
+        np.testing.assert_array_equal(got.const_value.numpy(), wanted.const_value.numpy())

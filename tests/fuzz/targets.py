@@ -197,8 +197,103 @@ def _arrays(folder: Path, rng: random.Random) -> list[str]:
     return ["inspect", f"{folder}/m.onnx", "--calibration", f"{folder}/a.npz"]
 
 
+SMALL = ("matmul", "conv-float16", "gemm", "function-constant", "int8-channels", "odd-names")
+
+
+@functools.cache
+def image_files(number: int) -> dict[str, bytes]:
+    """A hardened model with its plan, half of them with small tensors and protected bits, and its image."""
+    import tempfile
+
+    known = [name for name in SMALL if name in CASES]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "m.onnx").write_bytes(CASES[known[number % len(known)]]().model.SerializeToString())
+        args = f"harden {folder}/m.onnx -o {folder}/o.onnx --flip-rate {RATES} --method posterior-mean -q --no-html"
+        more = [
+            "",
+            " --include-small",
+            " --budget 0.3 --protection secded-72-64",
+            " --budget 0.3 --protection parity-8",
+        ]
+        with contextlib.redirect_stderr(io.StringIO()):
+            code = main((args + more[number // len(known) % len(more)]).split())
+            code = code or main(f"export-image {folder}/o.onnx -o {folder}/image -q".split())
+        if code:
+            raise RuntimeError(f"the corpus does not make images: {code}")
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _put_image(folder: Path, rng: random.Random, *, image: bool) -> dict[str, bytes]:
+    files = image_files(rng.randrange(24))
+    (folder / "image").mkdir()
+    for name, data in files.items():
+        if image or not name.startswith("image/"):
+            (folder / name).write_bytes(data)
+    if not image:
+        (folder / "image").rmdir()
+    return files
+
+
+def _vouched(folder: Path, data: bytes) -> None:
+    """Makes the model name the plan beside it, whatever it says."""
+    with contextlib.suppress(Exception):
+        plan: StoragePlan = read_plan(folder / "o.plan.json")
+        proto = onnx.ModelProto.FromString(data)
+        for entry in proto.metadata_props:
+            if entry.key == "qtaml_onnx.plan_sha256":
+                entry.value = plan.sha256
+        (folder / "o.onnx").write_bytes(proto.SerializeToString())
+
+
+def _export(folder: Path, rng: random.Random) -> list[str]:
+    """A damaged hardened model, or a damaged plan that the model vouches for."""
+    files = _put_image(folder, rng, image=False)
+    if rng.random() < 0.5:
+        (folder / "o.onnx").write_bytes(damaged_model(rng, files["o.onnx"]))
+    else:
+        document = damage_document(json.loads(files["o.plan.json"]), rng)
+        (folder / "o.plan.json").write_text(to_text(document), encoding="utf-8")
+        if rng.random() < 0.9:
+            _vouched(folder, files["o.onnx"])
+    rows = ["--row-bits", rng.choice(("16", "24", "1024", "7", "-8"))] if rng.random() < 0.3 else []
+    return ["export-image", f"{folder}/o.onnx", "-o", f"{folder}/out/image", *rows]
+
+
+def _import(folder: Path, rng: random.Random) -> list[str]:
+    """A dump with any of its files damaged, longer, shorter or gone."""
+    files = _put_image(folder, rng, image=True)
+    broken = rng.choice(
+        sorted(name for name in files if name.endswith((".bin", ".json", ".onnx")) and name != "m.onnx")
+    )
+    if rng.random() < 0.1:
+        (folder / broken).unlink()
+    elif broken.endswith(".json") and rng.random() < 0.8:
+        (folder / broken).write_text(to_text(damage_document(json.loads(files[broken]), rng)), encoding="utf-8")
+        if broken == "o.plan.json":
+            _vouched(folder, files["o.onnx"])
+    elif broken == "o.onnx":
+        (folder / broken).write_bytes(damaged_model(rng, files[broken]))
+    elif broken.endswith(".bin") and rng.random() < 0.7:
+        data = bytearray(files[broken])
+        for _ in range(rng.randrange(1, 20)):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        (folder / broken).write_bytes(data)
+    else:
+        (folder / broken).write_bytes(damage_bytes(files[broken], rng))
+    rates = ["--write-plane-rates", f"{folder}/out/rates.csv"] if rng.random() < 0.5 else []
+    return ["import-image", f"{folder}/image", "--model", f"{folder}/o.onnx", "-o", f"{folder}/out/real.onnx", *rates]
+
+
+def _small(folder: Path, rng: random.Random) -> list[str]:
+    """Hardening with small tensors, of which there are the strangest kinds."""
+    (folder / "m.onnx").write_bytes(damaged_model(rng))
+    args = ["harden", f"{folder}/m.onnx", "-o", f"{folder}/out/o.onnx", "--flip-rate", RATES, "--include-small"]
+    return [*args, "--method", rng.choice(("posterior-mean", "none")), "--sensitivity", "magnitude", "--no-html"]
+
+
 TARGETS: dict[str, tuple[Callable[[Path, random.Random], list[str]], int]] = {
-    "inspect": (_inspect, 45),
+    "inspect": (_inspect, 33),
     "external": (_external, 15),
     "harden": (_harden, 3),
     "verify": (_verify, 4),
@@ -207,6 +302,9 @@ TARGETS: dict[str, tuple[Callable[[Path, random.Random], list[str]], int]] = {
     "device": (_device, 8),
     "table": (_table, 5),
     "arrays": (_arrays, 10),
+    "export": (_export, 5),
+    "import": (_import, 5),
+    "small": (_small, 2),
 }
 """By name, what makes the files and the command line, and the target's share of a run in per cent."""
 

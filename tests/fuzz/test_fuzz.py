@@ -11,7 +11,17 @@ import pytest
 from fuzz.mutations import damage_bytes, damage_document, damage_message, damage_text
 from fuzz.targets import TARGETS, corpus, run_case
 
-CASES = {"inspect": 150, "external": 80, "harden": 30, "verify": 20, "plan": 40, "report": 15}
+CASES = {
+    "inspect": 150,
+    "external": 80,
+    "harden": 30,
+    "verify": 20,
+    "plan": 40,
+    "report": 15,
+    "export": 60,
+    "import": 60,
+    "small": 25,
+}
 FOUND = [
     ("inspect", 1135),  # a Constant without a value
     ("inspect", 1305),  # a node that onnx_ir reads but does not write
