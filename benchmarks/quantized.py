@@ -1,26 +1,35 @@
-"""Quantised models: what hardening keeps of them against the float path, and their inference time.
+"""Quantised models beside their float originals: what hardening keeps of each, and what inference takes.
 
     python benchmarks/quantized.py [--networks vgg,resnet20,vit] [--forms qdq-channel] [--trials 8] [--images 1000]
-                                   [--rounds 5] [--out F.json]
+                                   [--rounds 25] [--keep-codes] [--out F.json]
 
 Networks and data are looked for in `../shared/zoo` and `../shared/data` beside the repository. Each network is
 quantised by onnxruntime's own static quantisation (int8 weights, uint8 activations, 256 calibration images) in the
-forms asked for: `qdq-channel`, `qdq-tensor`, `qoperator-channel`, `qoperator-tensor`. Then it is hardened by the
-default method with calibration data for flip rates 0.05 and 0.10, and so is the float network; both meet the same
-seeds. `kept` is the accuracy over that of the same network, float or quantised, without faults. With `--keep-codes`
-the words of the quantised model stay.
+forms asked for: `qdq-channel`, `qdq-tensor`, `qoperator-channel`, `qoperator-tensor`.
 
-Times are of the hardened quantised model over the plain one, by turns as in `inference.py`, processor time with one
-thread. The optimised graphs of the two are compared operator by operator.
+Accuracy. The float network and the quantised one are hardened by the default method with calibration data for flip
+rates 0.05 and 0.10, and meet the same seeds on the same images. `kept` is the accuracy over that of the same network,
+float or quantised, without faults: the mean of the trials and its 95 % t interval. The difference is that of what the
+two keep, quantised less float, paired by seed. Both intervals cover the draws of the faults, not the choice of images.
+
+Time. The hardened quantised model over the plain one, and, as the floor of what can be told, the plain one over itself:
+processor time with one thread, which does not count what other programs take. Each block runs the models by turns in
+every order, so that each follows each other one equally often, and each turn begins with a run that is not timed, in
+which its weights come back to the caches. What other programs do to caches only makes a run longer, so that a model's
+time is the lower decile of its turns. A round makes new sessions, in an order that changes, as where memory falls moves
+times by a percent or two. The figure is the median of the rounds' ratios, with the interval between order statistics
+that covers it (Thompson 1936). The optimised graphs of the two are compared operator by operator.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,16 +37,23 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from inference import RUNS, SHARED, by_turns, nodes, options, rows
+from inference import SHARED, nodes, options
+from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import qtaml_onnx
+from qtaml_onnx.campaign.statistics import paired_difference
 from qtaml_onnx.data import Dataset, input_specs, load_dataset
+from qtaml_onnx.inference_time import median_interval
 from qtaml_onnx.modelio import load_model
 
 RATES = (0.05, 0.10)
 LIMIT = 1.02
+CONFIDENCE = 0.95
+BLOCKS = {1: 20, 64: 2}  # of a round by batch size
+TURN_S = 0.001  # timed runs of one model in a row take about that long at least: the clock is read seldom
+QUANTILE = 0.1
 FORMS = {
     "qdq-channel": (QuantFormat.QDQ, True),
     "qdq-tensor": (QuantFormat.QDQ, False),
@@ -95,6 +111,7 @@ def kept(path: Path, rate: float, data: Dataset, trials: int, **more: Any) -> tu
         "kept": hardened.mean / clean,
         "low": hardened.ci_low / clean,
         "high": hardened.ci_high / clean,
+        "trials": [value / clean for value in hardened.values],
         "bits_per_weight": result.report.storage.bits_per_weight,
         "recoded": sum(tensor.form == "integer-grid" for tensor in result.plan.tensors),
         "corrected": sum(tensor.bias is not None for tensor in result.plan.tensors),
@@ -103,63 +120,117 @@ def kept(path: Path, rate: float, data: Dataset, trials: int, **more: Any) -> tu
     return row, result
 
 
-def times(plain: Path, hardened: bytes, network: str, rounds: int) -> list[Row]:
+def difference(floats: Row, integers: Row) -> Row:
+    """What the quantised network keeps less what the float one keeps, paired by seed."""
+    first, second = (dict(enumerate(row["trials"])) for row in (floats, integers))
+    interval = paired_difference(first, second, CONFIDENCE, bounds=(0.0, 2.0)).interval
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
+
+
+def turns(sessions: list[ort.InferenceSession], feed: dict[str, Any], blocks: int) -> NDArray[np.float64]:
+    """Processor seconds of each turn of each session, float64 [sessions, turns]."""
+    for session in sessions:
+        session.run(None, feed)
+    start = time.process_time()
+    sessions[0].run(None, feed)
+    repeats = max(1, round(TURN_S / max(time.process_time() - start, 1e-6)))
+    orders = list(itertools.permutations(range(len(sessions))))
+    taken: list[list[float]] = [[] for _ in sessions]
+    for number in [number for _ in range(blocks) for order in orders for number in order]:
+        run = sessions[number].run
+        run(None, feed)
+        start = time.process_time()
+        for _ in range(repeats):
+            run(None, feed)
+        taken[number].append((time.process_time() - start) / repeats)
+    return np.array(taken)
+
+
+def one_round(models: dict[str, bytes], number: int, images: NDArray[Any]) -> dict[int, NDArray[np.float64]]:
+    """By batch size: each model's time over the first one's, in new sessions."""
+    names = list(models)
+    shift = number % len(names)
+    made = {
+        name: ort.InferenceSession(models[name], options(), providers=["CPUExecutionProvider"])
+        for name in names[shift:] + names[:shift]
+    }
+    sessions, ratios = [made[name] for name in names], {}
+    for batch, count in BLOCKS.items():
+        seconds = np.quantile(turns(sessions, {"image": images[:batch]}, count), QUANTILE, axis=1)
+        ratios[batch] = seconds / seconds[0]
+    return ratios
+
+
+def times(plain: Path, hardened: bytes, rounds: int) -> list[Row]:
     """Ratios of the hardened model's time to the plain one's, and of the plain one's to itself."""
     models = {"plain": plain.read_bytes(), "plain again": plain.read_bytes(), "hardened": hardened}
     images = np.load(SHARED / "data" / "cifar10_calibration.npz")["image"]
-    found = []
-    taken: dict[int, list[Any]] = {batch: [] for batch in RUNS}
-    for _ in range(rounds):
-        sessions = {
-            name: ort.InferenceSession(model, options(), providers=["CPUExecutionProvider"])
-            for name, model in models.items()
-        }
-        for batch, turns in RUNS.items():
-            taken[batch].append(by_turns(sessions, {"image": images[:batch]}, turns))
-    for batch, parts in taken.items():
-        found += rows(network, f"batch {batch}", list(models), np.concatenate(parts))
+    found = [one_round(models, number, images) for number in range(rounds)]
+    rows = []
+    for batch in BLOCKS:
+        ratios = np.array([one[batch] for one in found])
+        for number, name in list(enumerate(models))[1:]:
+            low, high, coverage = median_interval(ratios[:, number].tolist(), CONFIDENCE)
+            rows.append(
+                {
+                    "batch": batch,
+                    "variant": name,
+                    "rounds": ratios[:, number].tolist(),
+                    "ratio": float(np.median(ratios[:, number])),
+                    "low": low,
+                    "high": high,
+                    "coverage": coverage,
+                }
+            )
+    return rows
+
+
+def accuracies(network: str, forms: list[str], arguments: argparse.Namespace, folder: Path) -> list[Row]:
+    """The float network and the quantised ones side by side, at each rate."""
+    source, found = SHARED / "zoo" / f"{network}.onnx", []
+    variants: list[tuple[str, dict[str, Any]]] = [("", {})]
+    if arguments.keep_codes:
+        variants.append((" --keep-codes", {"keep_codes": True}))
+    for rate in RATES:
+        floats, _result = kept(source, rate, evaluation(source, arguments.images), arguments.trials)
+        for form in forms:
+            path = quantised(network, form, folder)
+            for name, more in variants:
+                integers, _result = kept(path, rate, evaluation(path, arguments.images), arguments.trials, **more)
+                row = {"network": network, "form": f"{form}{name}", "flip_rate": rate, "float": floats}
+                row |= {"quantised": integers, "difference": difference(floats, integers)}
+                found.append(row)
+                show(row)
     return found
 
 
-def measure(network: str, forms: list[str], trials: int, images: int, rounds: int, folder: Path) -> Row:
-    """All of one network."""
-    source = SHARED / "zoo" / f"{network}.onnx"
-    found: Row = {"network": network, "float": [], "forms": {}}
-    for rate in RATES if trials else ():
-        found["float"].append(kept(source, rate, evaluation(source, images), trials)[0])
-        show(network, "float", found["float"][-1])
-    for form in forms:
-        path, accuracy = quantised(network, form, folder), []
-        for rate in RATES if trials else ():
-            for name, more in (("", {}), (" --keep-codes", {"keep_codes": True})):
-                row, _result = kept(path, rate, evaluation(path, images), trials, **more)
-                accuracy.append(row | {"keep_codes": bool(more)})
-                show(network, f"{form}{name}", row)
-        calibration = SHARED / "data" / "cifar10_calibration.npz"
-        hardened = ir.to_proto(qtaml_onnx.harden(path, RATES[0], calibration=calibration).model).SerializeToString()
-        before, after = nodes(path.read_bytes()), nodes(hardened)
-        timed = times(path, hardened, network, rounds) if rounds else []
-        same = "the same operators" if before == after else f"OTHER OPERATORS: {after - before}, {before - after}"
-        integer = {name: count for name, count in after.items() if name.startswith(("QLinear", "QGemm"))}
-        print(f"{network} {form}: {after.total()} operators, {same}; integer ones {integer}")
-        for row in timed:
-            if row["variant"] != "plain":
-                processor = row["processor"]
-                print(
-                    f"{network} {form} {row['what']} {row['variant']}: {processor['ratio']:.3f} "
-                    f"({processor['low']:.3f} – {processor['high']:.3f}) of the plain one's processor time"
-                )
-        found["forms"][form] = {"accuracy": accuracy, "same_operators": before == after, "times": timed}
-    return found
+def show(row: Row) -> None:
+    """One row of the table of accuracies."""
+    floats, integers, change = row["float"], row["quantised"], row["difference"]
+    cells = [row["network"], row["form"], f"{row['flip_rate']:.2f}"]
+    for one in (floats, integers):
+        cells += [f"{one['clean']:.4f}", f"{one['kept']:.3f} ({one['low']:.3f} – {one['high']:.3f})"]
+    cells.append(f"{change['mean']:+.3f} ({change['low']:+.3f} – {change['high']:+.3f})")
+    cells.append(f"{integers['recoded']}, {integers['corrected']} of {integers['tensors']}")
+    print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def show(network: str, what: str, row: Row) -> None:
-    print(
-        f"| {network} | {what} | {row['flip_rate']:.2f} | {row['clean']:.4f} | {row['unprotected']:.3f} "
-        f"| {row['kept']:.3f} ({row['low']:.3f} – {row['high']:.3f}) | {row['bits_per_weight']:.2f} "
-        f"| {row['recoded']}, {row['corrected']} of {row['tensors']} |",
-        flush=True,
-    )
+def inference(network: str, form: str, rounds: int, folder: Path) -> Row:
+    """Operators and times of one quantised network, plain and hardened."""
+    path, calibration = quantised(network, form, folder), SHARED / "data" / "cifar10_calibration.npz"
+    hardened = ir.to_proto(qtaml_onnx.harden(path, RATES[0], calibration=calibration).model).SerializeToString()
+    before, after = nodes(path.read_bytes()), nodes(hardened)
+    same = "the same operators" if before == after else f"OTHER OPERATORS: {after - before}, {before - after}"
+    integer = {name: count for name, count in after.items() if name.startswith(("QLinear", "QGemm"))}
+    print(f"\n{network} {form}: {after.total()} operators, {same}; integer ones {integer}")
+    timed = times(path, hardened, rounds)
+    for row in timed:
+        print(
+            f"{network} {form} batch {row['batch']}: {row['variant']} takes {row['ratio']:.4f} "
+            f"({row['low']:.4f} – {row['high']:.4f}) of the plain model's processor time",
+            flush=True,
+        )
+    return {"network": network, "form": form, "same_operators": before == after, "times": timed}
 
 
 def main() -> None:
@@ -168,38 +239,36 @@ def main() -> None:
     parser.add_argument("--forms", default="qdq-channel", help=f"of {', '.join(FORMS)}")
     parser.add_argument("--trials", type=int, default=8, help="trials a rate; 0 measures no accuracy")
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of timing with new sessions; 0 for none")
+    parser.add_argument("--rounds", type=int, default=25, help="rounds of timing with new sessions; 0 for none")
+    parser.add_argument("--keep-codes", action="store_true", help="also with the words of the quantised model kept")
     parser.add_argument("--out", type=Path, help="write the figures as JSON to this file")
     arguments = parser.parse_args()
     if not (SHARED / "zoo").is_dir() or not (SHARED / "data").is_dir():
         print(f"the networks and data of this benchmark are not here: {SHARED}/zoo and {SHARED}/data; nothing to do")
         return
-    print("| network | stored as | flip rate | clean | unprotected | kept | bits a weight | recoded, corrected |")
-    print("|" + "---|" * 8)
+    networks, forms = arguments.networks.split(","), arguments.forms.split(",")
+    accuracy: list[Row] = []
+    inferences: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        found = [
-            measure(
-                network,
-                arguments.forms.split(","),
-                arguments.trials,
-                arguments.images,
-                arguments.rounds,
-                Path(folder),
-            )
-            for network in arguments.networks.split(",")
-        ]
-    slowest = [
-        row["processor"]["ratio"]
-        for result in found
-        for form in result["forms"].values()
-        for row in form["times"]
-        if row["variant"] == "hardened"
-    ]
-    if slowest:
-        print(f"largest ratio of processor time, hardened over plain: {max(slowest):.3f}; wanted at most {LIMIT}")
+        if arguments.trials:
+            head = ("network", "form", "flip rate", "float: clean", "float: kept", "quantised: clean")
+            head += ("quantised: kept", "difference", "recoded, corrected")
+            print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
+            for network in networks:
+                accuracy += accuracies(network, forms, arguments, Path(folder))
+        if arguments.rounds:
+            inferences = [inference(name, form, arguments.rounds, Path(folder)) for name in networks for form in forms]
+    timed = [row for found in inferences for row in found["times"] if row["variant"] == "hardened"]
+    if timed:
+        slowest = max(timed, key=lambda row: row["ratio"])
+        print(
+            f"\nlargest ratio of processor time, hardened over plain: {slowest['ratio']:.4f} "
+            f"({slowest['low']:.4f} – {slowest['high']:.4f}); wanted at most {LIMIT}"
+        )
     if arguments.out:
         environment = {"machine": platform.machine(), "cpus": os.cpu_count(), "onnxruntime": ort.__version__}
-        arguments.out.write_text(json.dumps({"environment": environment, "networks": found}, indent=1) + "\n")
+        figures = {"environment": environment, "accuracy": accuracy, "inference": inferences}
+        arguments.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ faults, and the calibration samples run through it. Ours.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -19,11 +20,13 @@ from qtaml_onnx.calibrate import LayerMeter
 from qtaml_onnx.data import Dataset
 from qtaml_onnx.forms import floats
 from qtaml_onnx.layers import Layer, LayerStatistics
+from qtaml_onnx.methods import METHODS
 from qtaml_onnx.passes.inject_faults import RATES_INPUT, SEED_INPUT
 from qtaml_onnx.plan import StoragePlan
 from qtaml_onnx.tensor_plan import TensorPlan
+from qtaml_onnx.weights import Weight
 
-__all__ = ["DEVICES", "ROUNDS", "DeviationRestorer", "transfer_correction"]
+__all__ = ["DEVICES", "ROUNDS", "DeviationRestorer", "measured_layer", "transfer_correction"]
 
 DEVICES = 6
 """Simulated devices a round."""
@@ -93,7 +96,7 @@ class DeviationRestorer:
             InputError: if the instrumented model does not run on the data.
         """
         layers = {tensor.name: self.layers[tensor.name] for tensor in plan.tensors if self._scaled(tensor)}
-        if not layers:
+        if not layers or not METHODS[plan.method].corrects_bias:
             return plan
         rates = np.stack([plan.fault_model.p01, plan.fault_model.p10]).astype(np.float32)
         for number in range(ROUNDS):
@@ -119,9 +122,25 @@ class DeviationRestorer:
 
     def _scaled(self, tensor: TensorPlan) -> bool:
         layer = self.layers.get(tensor.name)
-        if layer is None or tensor.bias is None or tensor.quantized or layer.output in self.outputs:
+        if layer is None or layer.output in self.outputs or tensor.form in ("dequantize", "integer-table"):
             return False
         return len(tensor.scales) == len(layer.bias)
+
+
+def measured_layer(weight: Weight, layer: Layer) -> Layer:
+    """The layer as it is found in the model itself, where simulated devices measure it.
+
+    Operators that compute on integers have others for their inputs and outputs than the float operators that stand for
+    them in analysis. Their variances are in squares of steps, which transfers do not depend on.
+
+    Args:
+        weight: The weight, in the model.
+        layer: Its layer, in the model with float weights.
+    """
+    if weight.grid is None or weight.dequantize is not None:
+        return layer
+    source, result = weight.consumer.inputs[0], weight.consumer.outputs[0]
+    return replace(layer, input=str(source.name if source else ""), output=str(result.name))
 
 
 def transfer_correction(clean: LayerStatistics, faulty: list[LayerStatistics]) -> NDArray[np.float64]:

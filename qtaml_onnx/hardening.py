@@ -15,7 +15,7 @@ from qtaml_onnx.campaign import Campaign, Variant
 from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.data import Dataset, input_specs, load_dataset, synthetic_dataset
-from qtaml_onnx.deviations import DEVICES, ROUNDS, DeviationRestorer
+from qtaml_onnx.deviations import DEVICES, ROUNDS, DeviationRestorer, measured_layer
 from qtaml_onnx.errors import GateError, InputError
 from qtaml_onnx.inference_time import measure_inference
 from qtaml_onnx.measurement import Models, measure_methods, measure_variants
@@ -282,12 +282,9 @@ def _probe(
 
 
 def _restorer(planner: Planner, calibration: Dataset | None, seed: int) -> Restore:
-    """What finishes a plan: restores the deviations of layer outputs where biases correct themselves.
-
-    Not of quantised layers, whose scales are the model's own.
-    """
-    floats = {tensor.name for tensor in planner.tensors if tensor.grid is None}
-    layers = {name: planner.layers[name] for name in planner.biases if name in floats}
+    """What finishes a plan: restores the deviations of layer outputs where biases correct themselves."""
+    weights = {tensor.name: tensor.weight for tensor in planner.tensors}
+    layers = {name: measured_layer(weights[name], planner.layers[name]) for name in sorted(planner.restorable)}
     if calibration is None or not layers:
         return lambda plan, _progress: plan
     restorer = DeviationRestorer(
@@ -295,7 +292,7 @@ def _restorer(planner: Planner, calibration: Dataset | None, seed: int) -> Resto
     )
 
     def restore(plan: StoragePlan, progress: Progress) -> StoragePlan:
-        if not any(tensor.bias is not None for tensor in plan.tensors):
+        if not METHODS[plan.method].corrects_bias:
             return plan
         with progress.steps("simulate devices", ROUNDS * DEVICES) as step:
             return restorer(plan, step)

@@ -8,7 +8,7 @@ output, the bias b̂ = c − Ŵ·x̄ cancels that shift for the very faults that
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from qtaml_onnx.graph import STANDARD_DOMAINS
 from qtaml_onnx.weights import Weight, constant_array, is_constant
 
-__all__ = ["Layer", "LayerStatistics", "extra_variance", "find_layer", "mean_response", "tap_coverage"]
+__all__ = ["Layer", "LayerStatistics", "extra_variance", "find_layer", "mean_response", "product_layer", "tap_coverage"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Layer:
         bias: The bias, float32 [outputs]; zeros where the operator has none.
         has_bias: Whether the model has one.
         groups: Of a convolution.
+        has_place: Whether a bias can be put there; not behind a MatMul that nothing is added to at once.
     """
 
     weight: str
@@ -43,6 +44,7 @@ class Layer:
     bias: NDArray[np.float32]
     has_bias: bool
     groups: int = 1
+    has_place: bool = True
 
     @property
     def outputs_first(self) -> bool:
@@ -99,6 +101,26 @@ def find_layer(model: ir.Model, weight: Weight) -> tuple[Layer | None, str]:
         case "MatMul" if rank == 2:
             return _matmul(weight, node)
     return None, f"{node.op_type} has no place for a bias"
+
+
+def product_layer(model: ir.Model, weight: Weight) -> Layer | None:
+    """The layer of a MatMul's weight, without a bias or a place for one; None where it is none.
+
+    It has statistics like others, for scales of inputs and outputs. Quantised models have such layers, as the result
+    of a MatMul is quantised before a bias is added.
+
+    Args:
+        model: The model.
+        weight: One of its weights.
+    """
+    node, value = weight.consumer, weight.value
+    ours = node.graph is model.graph and weight.owner is model.graph and len(value.uses()) == 1
+    if node.op_type != "MatMul" or not ours or len(weight.shape) != 2 or node.inputs[1] is not value:
+        return None
+    if node.inputs[0] is None or is_constant(node.inputs[0]):
+        return None
+    layer = _layer(weight, node, node.outputs[0], None, weight.shape[1], 1)
+    return replace(layer, has_place=False)
 
 
 def _integer(node: ir.Node, name: str, default: int) -> int:

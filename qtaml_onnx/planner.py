@@ -16,7 +16,7 @@ from qtaml_onnx.codebooks import CodeBooks, restored_gain
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.forms import floats, read_out_form
 from qtaml_onnx.integer_bias import integer_bias
-from qtaml_onnx.layers import Layer, LayerStatistics, extra_variance, find_layer
+from qtaml_onnx.layers import Layer, LayerStatistics, extra_variance, find_layer, product_layer
 from qtaml_onnx.menu import Choice, Menu
 from qtaml_onnx.methods import Design, Method
 from qtaml_onnx.modelio import SourceModel
@@ -98,6 +98,7 @@ class Planner:
         layers: By weight name, the layers whose bias can correct itself.
         statistics: What calibration says of them; empty without calibration data.
         biases: Plans of their biases.
+        restorable: Names of layers whose output deviations are restored.
         sensitivity: Measured by forward probes; None where no method needs it.
         small: How the tensors beside the weights are stored; None where they are taken to be safe.
         plain_sensitivity: The same without self-correcting biases, for methods that have none; None where not measured,
@@ -135,6 +136,7 @@ class Planner:
         self.layers: dict[str, Layer] = {}
         self.statistics: dict[str, LayerStatistics] = {}
         self.biases: dict[str, BiasPlan] = {}
+        self.restorable: frozenset[str] = frozenset()
         self.sensitivity: Sensitivity | None = None
         self.small: SmallStorage | None = None
         self.plain_sensitivity: Sensitivity | None = None
@@ -158,8 +160,11 @@ class Planner:
     def find_layers(self) -> None:
         """Looks for the layers whose bias can correct itself."""
         weights = {weight.name: weight for weight in find_weights(self.analysis).weights}
+        quantised = {weight.name for weight in self.inventory.weights if weight.grid is not None}
         for name, analysed in self._analysis[1].items():
             layer, _reason = find_layer(self.analysis, weights[analysed])
+            if layer is None and name in quantised:
+                layer = product_layer(self.analysis, weights[analysed])
             if layer is not None:
                 self.layers[name] = replace(layer, weight=name)
 
@@ -171,8 +176,10 @@ class Planner:
         self._sums.clear()
         if correct_biases:
             tensors = {tensor.name: tensor for tensor in self.tensors}
-            plans = {n: bias_plan(self.layers[n], found, tensors[n].values) for n, found in statistics.items()}
+            placed = {name: found for name, found in statistics.items() if self.layers[name].has_place}
+            plans = {n: bias_plan(self.layers[n], found, tensors[n].values) for n, found in placed.items()}
             self.biases = {name: plan for name, plan in plans.items() if plan is not None}
+            self.restorable = frozenset({*self.biases, *(statistics.keys() - placed.keys())})
 
     def scaling(self, method: Method, tensor: TensorData) -> Scaling:
         """How a method normalises a tensor."""
@@ -467,7 +474,8 @@ class Planner:
             bias = integer_bias(weight, bias, layer, tensor.values, coverage)
         form = read_out_form(tensor, design.code, design.readout, scaling)
         rows = form.scales.astype(np.float64) * design.gain
-        if bias is not None and form.form not in ("dequantize", "integer-table"):
+        restored = method.corrects_bias and tensor.name in self.restorable
+        if restored and form.form not in ("dequantize", "integer-table"):
             rows = rows * self._restored(tensor, scaling, noise)
         probed, probed_with = self._probed(method)
         sensitivity = None

@@ -100,7 +100,7 @@ def planner_for(
     planner = Planner(source, prepare(source), fault_model(rates), **options)
     if calibrate and method.corrects_bias:
         planner.find_layers()
-        statistics = calibrate_layers(source.model, list(planner.layers.values()), samples())
+        statistics = calibrate_layers(planner.analysis, list(planner.layers.values()), samples())
         planner.use_statistics(statistics, correct_biases=True)
     if probe and method.needs_sensitivity:
         found = measure_sensitivity(

@@ -8,12 +8,13 @@ import onnx_ir as ir
 import pytest
 from network_models import planner_for, quantised, samples
 from onnx import helper
+from quantized_models import statically
 from small_models import info, model, normal
 
 from qtaml_onnx.calibrate import LayerMeter, calibrate_layers
 from qtaml_onnx.carry_out import carry_out
-from qtaml_onnx.deviations import DEVICES, ROUNDS, DeviationRestorer, transfer_correction
-from qtaml_onnx.layers import LayerStatistics
+from qtaml_onnx.deviations import DEVICES, ROUNDS, DeviationRestorer, measured_layer, transfer_correction
+from qtaml_onnx.layers import Layer, LayerStatistics
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.passes.inject_faults import RATES_INPUT, SEED_INPUT
 from qtaml_onnx.plan import StoragePlan
@@ -90,8 +91,14 @@ def planner() -> Planner:
     return planner_for(residual_network(), RATE, METHOD)
 
 
+def measured_layers(planner: Planner) -> dict[str, Layer]:
+    """The layers that are restored, as the model itself has them."""
+    weights = {tensor.name: tensor.weight for tensor in planner.tensors}
+    return {name: measured_layer(weights[name], planner.layers[name]) for name in planner.restorable}
+
+
 def restorer(planner: Planner, seed: int = 0) -> DeviationRestorer:
-    layers = {name: planner.layers[name] for name in planner.biases}
+    layers = measured_layers(planner)
     return DeviationRestorer(
         planner.source.model, lambda plan: carry_out(planner.source, plan)[1], layers, samples(), seed=seed
     )
@@ -99,7 +106,7 @@ def restorer(planner: Planner, seed: int = 0) -> DeviationRestorer:
 
 def transfers(planner: Planner, plan: StoragePlan, devices: int = 12) -> np.ndarray:
     """Log of each layer's mean output over input variance on devices with seeds from 0, over the clean one's."""
-    layers = list(planner.layers.values())
+    layers = list(measured_layers(planner).values())
     clean = calibrate_layers(planner.source.model, layers, samples())
     meter = LayerMeter(carry_out(planner.source, plan)[1], layers)
     rates = np.full((2, plan.planes), RATE, np.float32)
@@ -144,12 +151,30 @@ def test_plans_without_self_correcting_biases_are_left_alone(planner: Planner) -
     assert restorer(planner)(plan) is plan
 
 
-def test_quantised_layers_are_left_alone() -> None:
-    """Their biases correct themselves, but their scales are not weights' scales: integers are rounded to what was."""
-    planner = planner_for(quantised(residual_network()), RATE, METHOD)
+INTEGERS = {
+    "DequantizeLinear": lambda: quantised(residual_network()),
+    "QLinearConv": lambda: statically("QOperator", per_channel=True, proto=residual_network()),
+}
+
+
+@pytest.mark.parametrize("form", INTEGERS)
+def test_layers_that_read_integers_pass_on_as_much_as_without_faults(form: str) -> None:
+    """As in floats, though what is read is rounded to the model's own integers and kept within them."""
+    planner = planner_for(INTEGERS[form](), RATE, METHOD)
     plan = planner.within_budget(METHOD, 0)
-    assert all(tensor.quantized for tensor in plan.tensors)
-    assert any(tensor.bias is not None and len(tensor.scales) > 1 for tensor in plan.tensors)
+    assert {tensor.form for tensor in plan.tensors} == {"integer-grid"}
+    restored = restorer(planner)(plan)
+    before, after = transfers(planner, plan)[:-1], transfers(planner, restored)[:-1]
+    assert np.abs(after).mean() < np.abs(before).mean() / 2
+    assert np.abs(after).mean() < 0.06
+    for old, new in zip(plan.tensors, restored.tensors, strict=True):
+        assert old.model_copy(update={"scales": new.scales}) == new
+
+
+def test_words_that_are_kept_have_no_scales_to_restore_with() -> None:
+    planner = planner_for(quantised(residual_network()), RATE, METHOD, keep_codes=True)
+    plan = planner.within_budget(METHOD, 0)
+    assert {tensor.form for tensor in plan.tensors} == {"integer-table"}
     assert restorer(planner)(plan) is plan
 
 

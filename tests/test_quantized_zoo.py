@@ -54,9 +54,12 @@ def floats(network: str, rate: float) -> dict[str, Any]:
     ("network", "form", "rate"),
     [
         ("vgg", "qdq-channel", 0.05),
+        ("vgg", "qdq-channel", 0.10),
         ("vgg", "qdq-tensor", 0.10),
         ("vgg", "qoperator-tensor", 0.10),
+        ("resnet20", "qdq-channel", 0.05),
         ("resnet20", "qdq-channel", 0.10),
+        ("vit", "qdq-channel", 0.05),
         ("vit", "qdq-channel", 0.10),
     ],
 )
