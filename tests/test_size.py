@@ -53,6 +53,23 @@ def test_memory_is_that_of_a_tensor(external: bool, tmp_path: Path) -> None:
     assert (tmp_path / "o.onnx.data").exists() == external
 
 
+@pytest.mark.slow
+def test_memory_of_images_does_not_grow_with_a_tensor(tmp_path: Path) -> None:
+    """67 million words in one tensor: to hold it once in 16-bit words would go beyond what is allowed here."""
+    model = size.write_model(tmp_path / "m.onnx", 1, 260 * MEBI, external=True)
+    assert size.run(harden_args(model, tmp_path / "o.onnx")).code == 0
+    for args in (
+        ["export-image", f"{tmp_path}/o.onnx", "-o", f"{tmp_path}/image"],
+        ["import-image", f"{tmp_path}/image", "--model", f"{tmp_path}/o.onnx", "-o", f"{tmp_path}/real.onnx"],
+    ):
+        usage = size.run(args)
+        assert usage.code == 0, usage.errors
+        assert usage.own < 240 * MEBI  # about 150 are the libraries'
+    models = [onnx.load(tmp_path / name) for name in ("o.onnx", "real.onnx")]
+    words = [next(t for t in model.graph.initializer if t.name == "W0.words") for model in models]
+    np.testing.assert_array_equal(*map(numpy_helper.to_array, words))
+
+
 def test_memory_of_quantised_models_is_that_of_a_tensor(tmp_path: Path) -> None:
     """The same for 64 MiB of bytes that stand for 256 MiB of floats, in tensors of 8 MiB: they are never all floats."""
     nodes, tensors, rng = [], [], np.random.default_rng(5)

@@ -197,7 +197,13 @@ def _arrays(folder: Path, rng: random.Random) -> list[str]:
     return ["inspect", f"{folder}/m.onnx", "--calibration", f"{folder}/a.npz"]
 
 
-SMALL = ("matmul", "conv-float16", "gemm", "function-constant", "int8-channels", "odd-names")
+def _image_models() -> list[Callable[[], onnx.ModelProto]]:
+    """Float and quantised models, such as have steps a block and words of less than a byte among them."""
+    from quantized_models import FORMATS
+
+    names = ("matmul", "conv-float16", "function-constant", "odd-names", "int8-channels")
+    floats: list[Callable[[], onnx.ModelProto]] = [lambda n=name: CASES[n]().model for name in names]  # type: ignore[misc]
+    return [*floats, *(FORMATS[name] for name in ("packed-4-asymmetric-80", "qdq-uint4-block-asymmetric"))]
 
 
 @functools.cache
@@ -205,10 +211,10 @@ def image_files(number: int) -> dict[str, bytes]:
     """A hardened model with its plan, half of them with small tensors and protected bits, and its image."""
     import tempfile
 
-    known = [name for name in SMALL if name in CASES]
+    models = _image_models()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "m.onnx").write_bytes(CASES[known[number % len(known)]]().model.SerializeToString())
+        (folder / "m.onnx").write_bytes(models[number % len(models)]().SerializeToString())
         args = f"harden {folder}/m.onnx -o {folder}/o.onnx --flip-rate {RATES} --method posterior-mean -q --no-html"
         more = [
             "",
@@ -217,7 +223,7 @@ def image_files(number: int) -> dict[str, bytes]:
             " --budget 0.3 --protection parity-8",
         ]
         with contextlib.redirect_stderr(io.StringIO()):
-            code = main((args + more[number // len(known) % len(more)]).split())
+            code = main((args + more[number // len(models) % len(more)]).split())
             code = code or main(f"export-image {folder}/o.onnx -o {folder}/image -q".split())
         if code:
             raise RuntimeError(f"the corpus does not make images: {code}")
@@ -225,7 +231,7 @@ def image_files(number: int) -> dict[str, bytes]:
 
 
 def _put_image(folder: Path, rng: random.Random, *, image: bool) -> dict[str, bytes]:
-    files = image_files(rng.randrange(24))
+    files = image_files(rng.randrange(28))
     (folder / "image").mkdir()
     for name, data in files.items():
         if image or not name.startswith("image/"):
