@@ -37,6 +37,7 @@ from qtaml_onnx.small import SmallStorage
 from qtaml_onnx.storage import word_sums
 from qtaml_onnx.storage.channel_optimized import design_channel_optimized
 from qtaml_onnx.storage.tensor import mean_square
+from qtaml_onnx.storage.two_words import LONGEST_PAIR
 from qtaml_onnx.tensor_plan import BiasPlan, CodeSpec, TensorPlan, table_bits
 from qtaml_onnx.tensors import LONGEST_KEPT, Scaling, ScalingKind, TensorData, gather
 from qtaml_onnx.uniform_codes import DEFAULT_CODE, candidate_codes
@@ -47,6 +48,10 @@ __all__ = ["Allocation", "Menu", "Planner", "prepare"]
 LONGEST_WORD = 12
 
 _TABLE_SHARE = 0.03
+_PAIR_LENGTHS = (11, 12, 13, 14, 15, 16, 18, 20)
+_PAIR_LIST = 4096
+"""Bits of a list of 64 cells: what a code of two words takes, roughly."""
+
 _REFINEMENTS = 5
 _LEAST_STEP = 1e-3
 
@@ -259,11 +264,22 @@ class Planner:
         return tensor.fixed.bits if tensor.fixed is not None else self.bits
 
     def word_length_menu(
-        self, method: Method, progress: Callable[[], None] = lambda: None, *, longest: int = LONGEST_WORD
+        self,
+        method: Method,
+        progress: Callable[[], None] = lambda: None,
+        *,
+        longest: int = LONGEST_WORD,
+        pairs: Sequence[int] = (),
     ) -> Menu:
         """The choices where each tensor may have a word length of its own; cost is all stored bits, parity included.
 
         With ideal protection nothing is protected: a bit that costs nothing and never fails would win everywhere.
+
+        Args:
+            method: The method.
+            progress: Called after each tensor.
+            longest: Longest single word.
+            pairs: Bits of two words a weight, for float weights; they are not protected.
 
         Raises:
             InputError: if the method has no code books, or the model brings its own words along.
@@ -288,6 +304,8 @@ class Planner:
                     cost = size * bits + self.protection.parity_bits(size * protected)
                     noise = books.book(bits, protected).noise_to_signal
                     options.append(Choice(bits, protected, cost, signal * noise + rounding))
+            for bits in pairs if tensor.grid is None else ():
+                options.append(Choice(bits, 0, size * bits, signal * books.pair(bits).noise_to_signal, pair=True))
             choices.append(options)
             progress()
         return Menu(method, choices)
@@ -317,15 +335,28 @@ class Planner:
         return self.plan(menu, menu.within(budget * self.weight_bits * (1 + 1e-12)))
 
     def within_bits(
-        self, method: Method, bits_per_weight: float, progress: Callable[[], None] = lambda: None
+        self,
+        method: Method,
+        bits_per_weight: float,
+        progress: Callable[[], None] = lambda: None,
+        *,
+        longest_word: int = LONGEST_PAIR,
     ) -> StoragePlan:
         """The plan of at most that many stored bits a weight, all in: words, parity and metadata.
+
+        Args:
+            method: The method.
+            bits_per_weight: The bits.
+            progress: Called after each tensor.
+            longest_word: Most bits of a weight's words, of which it has two where one would need too large a table.
 
         Raises:
             InputError: if not even the shortest words fit.
         """
         total = bits_per_weight * self.weights
-        menu = self.word_length_menu(method, progress, longest=_longest_word(total))
+        longest = min(_longest_word(total), longest_word)
+        pairs = _pair_lengths(total, longest, longest_word)
+        menu = self.word_length_menu(method, progress, longest=longest, pairs=pairs)
         least = menu.cost(menu.within(0))
         room = high = total
         # Metadata depend on the word lengths chosen: take off what they turn out to be, until all fits.
@@ -370,7 +401,7 @@ class Planner:
             self._tensor_plan(method, tensor, choice, stream, choice.energy / energy * bits if energy > 0 else 0.0)
             for stream, (tensor, choice) in enumerate(zip(self.tensors, chosen, strict=True))
         )
-        longest = max((tensor.bits for tensor in tensors), default=0)
+        longest = max((max(tensor.word_lengths) for tensor in tensors), default=0)
         longest = longest if self.small is None else max(longest, 8)
         faults = self.fault_model
         plan = StoragePlan(
@@ -415,7 +446,10 @@ class Planner:
         kept = choice.design is not None and tensor.fixed is not None
         scaling = tensor.scaling("peak") if kept else self.scaling(method, tensor)
         x = tensor.normalised(scaling)
-        design = self._design(method, choice, x, worth)
+        if choice.pair:
+            design = self.books(method).pair_design(tensor.name, choice.bits, x, worth)
+        else:
+            design = self._design(method, choice, x, worth)
         noise = design.noise if choice.design is not None else design.noise + rounding_noise(tensor, scaling)
         bias = self.biases.get(tensor.name) if method.corrects_bias else None
         if bias is not None and grid is not None:
@@ -476,3 +510,8 @@ class Planner:
 def _longest_word(total: float) -> int:
     """The longest word whose table takes but a small share of all bits."""
     return max((b for b in range(1, LONGEST_WORD + 1) if table_bits(b) <= _TABLE_SHARE * total), default=1)
+
+
+def _pair_lengths(total: float, longest: int, longest_word: int) -> list[int]:
+    """Bits of two words a weight beyond the longest single word, where a code's list is a small share of all bits."""
+    return [b for b in _PAIR_LENGTHS if longest < b <= longest_word and _TABLE_SHARE * total >= _PAIR_LIST]

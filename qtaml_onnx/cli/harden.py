@@ -53,6 +53,13 @@ def harden(
             "--bits-per-weight", help="Choose word lengths a tensor under this total of bits a weight, all in."
         ),
     ] = None,
+    longest_word: Annotated[
+        int | None,
+        typer.Option(
+            "--longest-word",
+            help="With --bits-per-weight: most bits of a weight, up to 20; beyond 12 it is stored as two words.",
+        ),
+    ] = None,
     code: Annotated[
         str | None,
         typer.Option(
@@ -152,6 +159,7 @@ def harden(
         method=method,
         bits=bits,
         bits_per_weight=bits_per_weight,
+        longest_word=longest_word,
         code=code,
         protection=protection,
         budget=budget,

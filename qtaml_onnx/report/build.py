@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from qtaml_onnx import __version__
 from qtaml_onnx.campaign import Campaign, Interval, Result
@@ -51,6 +52,7 @@ from qtaml_onnx.report.schema import (
 )
 from qtaml_onnx.storage import WordSums, uniform_code, word_sums
 from qtaml_onnx.storage.tensor import read_table
+from qtaml_onnx.storage.two_words import cell_sums
 from qtaml_onnx.sweep import MeasuredSweep, SweepStep
 from qtaml_onnx.tensor_plan import TensorPlan
 from qtaml_onnx.tensors import TensorData
@@ -199,6 +201,16 @@ def _tensors(planner: Planner, plan: StoragePlan) -> list[TensorSection]:
     return [_tensor(planner, METHODS[plan.method], data[tensor.name], tensor) for tensor in plan.tensors]
 
 
+def stored_sums(tensor: TensorPlan, x: NDArray[np.float32]) -> WordSums:
+    """Sums over the normalised weights that are stored as each word, or as each long word of two."""
+    if tensor.form != "two-words":
+        return word_sums(tensor.code.code(), x)
+    code, found = tensor.code.two_words(), cell_sums(tensor.code.two_words(), x)
+    sums = np.zeros((3, 1 << code.bits))
+    sums[:, code.words] = found.count, found.first, found.second
+    return WordSums(*sums)
+
+
 def flip_changes(table: FloatArray, sums: WordSums) -> list[float]:
     """Rms change of what is read when one plane flips, over the rms of the weights, least significant plane first.
 
@@ -244,7 +256,7 @@ def _tensor(planner: Planner, method: Method, data: TensorData, tensor: TensorPl
     ratio = tensor.noise / tensor.signal if tensor.signal > 0 else 0.0
     plain = data.fixed or uniform_code("twos-complement", min(tensor.bits, _PLAIN_BITS))
     plain_sums = word_sums(plain, planner.normalised(METHODS["none"], data))
-    sums = word_sums(tensor.code.code(), planner.normalised(method, data))
+    table, sums = read_table(tensor), stored_sums(tensor, planner.normalised(method, data))
     return TensorSection(
         name=tensor.name,
         op_type=tensor.op_type,
@@ -257,7 +269,7 @@ def _tensor(planner: Planner, method: Method, data: TensorData, tensor: TensorPl
         sensitivity=tensor.sensitivity,
         noise_to_signal_db=10 * math.log10(ratio) if ratio > 0 else None,
         plain_flips=flip_changes(plain.levels, plain_sums),
-        stored_flips=flip_changes(read_table(tensor), sums),
+        stored_flips=flip_changes(table, sums),
         words_used=int(np.count_nonzero(sums.count)),
     )
 
