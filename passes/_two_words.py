@@ -29,7 +29,8 @@ class PairTables:
         table = self._table(owner, plan, nodes)
         build = _Builder(self._model, owner, plan.name, self._names, nodes)
         first, second = (build.then("Cast", [words], to=ir.DataType.INT32) for words in stored)
-        place = build.constant("place", np.asarray(1 << plan.word_lengths[1], dtype=np.int32))
+        place = build.constant("place", np.asarray(1 << plan.word_lengths[1], dtype=np.int64))
+        place = build.then("Cast", [place], to=ir.DataType.INT32)  # an index of 64 bits would take twice the memory
         index = build.then("Add", [build.then("Mul", [first, place]), second])
         return build.then("Gather", [table, index], axis=0)
 

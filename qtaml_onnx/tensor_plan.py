@@ -401,6 +401,8 @@ def check_tensor(plan: TensorPlan) -> None:
         or math.prod(plan.shape) >= 2**48
     ):
         raise InputError(f"{where} has {plan.bits}-bit words of shape {list(plan.shape)}")
+    if (plan.form == "two-words") != (plan.code.kind == TWO_WORDS):
+        raise InputError(f"{where} has the form {plan.form} and the code {plan.code.kind}")
     if (plan.word_lengths[0] > 8) != (plan.words_type == "UINT16"):
         raise InputError(f"{where} has {plan.bits}-bit words in {plan.words_type}")
     for what, axis, values in (
