@@ -164,6 +164,13 @@ def _store_float(
         if plan.table_type != "FLOAT":
             table = then("Cast", [table], {"to": ir.DataType.FLOAT})
         index = then("Cast", stored, {"to": ir.DataType.INT32})
+        if plan.channel_groups is not None:
+            spread = tuple(-1 if i == plan.channel_axis else 1 for i in range(rank))
+            groups = np.asarray(plan.channel_groups, dtype=np.uint8).reshape(spread)
+            group = then("Cast", [constant("channel_groups", groups)], {"to": ir.DataType.INT32})
+            size = constant("code_size", np.asarray(1 << plan.bits, dtype=np.int64))
+            start = then("Mul", [group, then("Cast", [size], {"to": ir.DataType.INT32})])
+            index = then("Add", [index, start])
         value = then("Gather", [table, index], {"axis": 0})
     scale = constant("scale", scales)
     if plan.input_scales is not None:

@@ -118,7 +118,7 @@ class CodeBooks:
             self._pairs[bits] = PairBook(code, noise / signal if signal > 0 else 0.0)
         return self._pairs[bits]
 
-    def pair_design(self, name: str, bits: int, x: NDArray[np.float32], worth: float) -> Design:
+    def pair_design(self, name: str, bits: int, x: NDArray[np.float32], worth: float, kind: str = "auto") -> Design:
         """The design of two words for a tensor: the shared code with a gain of its own, or a code of its own.
 
         Its own pays where it saves a larger share of the model's noise than its list of cells adds to the model's bits.
@@ -128,11 +128,12 @@ class CodeBooks:
             bits: Of both words together.
             x: Its normalised weights.
             worth: What its noise is worth in bits: its share of all predicted noise energy, times all bits.
+            kind: `shared` or `auto`; with `tensor` or `channel` the tensor has a code of its own whatever it is worth.
         """
         code = self.pair(bits).code
         gain, noise = self._restored(code, cell_sums(code, x))
         shared = Design(code, None, (), noise, gain)
-        if worth < pair_list_bits(code) or noise <= 0:
+        if kind == "shared" or (kind == "auto" and (worth < pair_list_bits(code) or noise <= 0)):
             return shared
         if (name, bits) not in self._own_pairs:
             own = design_two_words(x, bits, self._rates.p01[0], self._rates.p10[0])
@@ -141,6 +142,8 @@ class CodeBooks:
         found = self._own_pairs[name, bits]
         if not isinstance(found.code, TwoWordCode):
             return shared
+        if kind != "auto":
+            return found
         return found if (1 - found.noise / noise) * worth > pair_list_bits(found.code) else shared
 
     def _restored(self, code: TwoWordCode, sums: WordSums) -> tuple[float, float]:

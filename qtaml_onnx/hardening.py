@@ -162,6 +162,7 @@ def harden_source(
         input_scales=options.input_scales,
         codes={method.name: options.code} if options.code else None,
         keep_codes=options.keep_codes,
+        code_books=options.code_books,
     )
     if options.include_small:
         planner.small = SmallStorage(source.model, options.small_copies)

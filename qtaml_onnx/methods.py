@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.storage import Code, ReadOut, WordSums, design_readout, error_moments, word_sums
+from qtaml_onnx.storage.grouped import GroupedCode
 from qtaml_onnx.storage.two_words import TwoWordCode
 from qtaml_onnx.tensors import ScalingKind
 
@@ -29,7 +30,7 @@ class Design:
         gain: Factor on what is read, folded into the scales.
     """
 
-    code: Code | TwoWordCode
+    code: Code | TwoWordCode | GroupedCode
     readout: ReadOut | None
     protected_planes: tuple[int, ...]
     noise: float

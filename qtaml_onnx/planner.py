@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from qtaml_onnx.allocation import Allocation
 from qtaml_onnx.biases import bias_plan, restored_deviation
-from qtaml_onnx.codebooks import CodeBooks, restored_gain
+from qtaml_onnx.book_choice import BookKind, choose_design
+from qtaml_onnx.codebooks import CodeBooks
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.forms import floats, read_out_form
 from qtaml_onnx.integer_bias import integer_bias
 from qtaml_onnx.layers import Layer, LayerStatistics, extra_variance, find_layer
 from qtaml_onnx.menu import Choice, Menu
-from qtaml_onnx.methods import Design, Method
+from qtaml_onnx.methods import Method
 from qtaml_onnx.modelio import SourceModel
 from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.plan import FaultModel, LeftOutTensor, StoragePlan
@@ -34,8 +35,7 @@ from qtaml_onnx.recoding import (
 )
 from qtaml_onnx.sensitivity import Sensitivity
 from qtaml_onnx.small import SmallStorage
-from qtaml_onnx.storage import word_sums
-from qtaml_onnx.storage.channel_optimized import design_channel_optimized
+from qtaml_onnx.storage.grouped import GroupedCode
 from qtaml_onnx.storage.tensor import mean_square
 from qtaml_onnx.storage.two_words import LONGEST_PAIR
 from qtaml_onnx.tensor_plan import BiasPlan, CodeSpec, TensorPlan, table_bits
@@ -96,6 +96,7 @@ class Planner:
         input_scales: Whether inputs of a layer get scales of their own where calibration says how much they vary.
         keep_codes: Whether the words that a quantised model brings along stay as they are.
         codes: By method name, the uniform code of its float weights, where it is not two's complement.
+        code_books: Which code books tensors get, see `qtaml_onnx.book_choice`.
         protection: How protected planes are kept.
         residual: Rate at which they still flip.
         tensors: The weights' data, in graph order.
@@ -120,6 +121,7 @@ class Planner:
         input_scales: bool = True,
         codes: Mapping[str, str] | None = None,
         keep_codes: bool = False,
+        code_books: BookKind = "auto",
     ) -> None:
         """Reads the weights; raises InputError if one is not finite or the rates are too few for the word length."""
         self.source = source
@@ -132,6 +134,7 @@ class Planner:
         self.input_scales = input_scales
         self.codes = codes or {}
         self.keep_codes = keep_codes
+        self.code_books: BookKind = code_books
         self.protection: Protection = scheme(protection, rate=raw)
         ideal = self.protection.name == "ideal"  # whatever the raw rate; codes are defined up to 1/2
         self.residual = 0.0 if ideal else self.protection.residual(raw)
@@ -416,40 +419,21 @@ class Planner:
         )
         return plan if self.small is None else self.small.added_to(plan)
 
-    def _design(self, method: Method, choice: Choice, x: NDArray[np.float32], worth: float) -> Design:
-        """The design of a choice: the shared code book with a gain of the tensor's own, or a code book of its own.
-
-        Its own pays where it saves a larger share of the model's noise than its table adds to the model's bits.
-
-        Args:
-            method: The method.
-            choice: What was chosen.
-            x: Normalised weights.
-            worth: What the tensor's noise is worth in bits: its share of all predicted noise energy, times all bits.
-        """
-        if choice.design is not None:
-            return choice.design
-        books = self.books(method)
-        rates, planes = books.rates(choice.bits, choice.protected)
-        book = books.book(choice.bits, choice.protected)
-        gain, noise = restored_gain(book.readout, rates, word_sums(book.code, x))
-        shared = Design(book.code, book.readout, planes, noise, gain)
-        price = table_bits(choice.bits)
-        if worth < price or noise <= 0:
-            return shared
-        code, readout = design_channel_optimized(x, rates, restore_gain=False)
-        gain, own = restored_gain(readout, rates, word_sums(code, x))
-        return Design(code, readout, planes, own, gain) if (1 - own / noise) * worth > price else shared
-
     def _tensor_plan(self, method: Method, tensor: TensorData, choice: Choice, stream: int, worth: float) -> TensorPlan:
         weight, grid = tensor.weight, tensor.grid
         kept = choice.design is not None and tensor.fixed is not None
         scaling = tensor.scaling("peak") if kept else self.scaling(method, tensor)
         x = tensor.normalised(scaling)
-        if choice.pair:
-            design = self.books(method).pair_design(tensor.name, choice.bits, x, worth)
+        if choice.design is not None:
+            design = choice.design
+        elif choice.pair:
+            design = self.books(method).pair_design(tensor.name, choice.bits, x, worth, self.code_books)
         else:
-            design = self._design(method, choice, x, worth)
+            axis = scaling.row_axis if grid is None and scaling.rows.size > 1 else None
+            books = self.books(method)
+            design = choose_design(books, choice.bits, choice.protected, x, axis, worth, self.code_books)
+        code = design.code
+        codes = code.codes if isinstance(code, GroupedCode) else (code,)
         noise = design.noise if choice.design is not None else design.noise + rounding_noise(tensor, scaling)
         bias = self.biases.get(tensor.name) if method.corrects_bias else None
         if bias is not None and grid is not None:
@@ -469,7 +453,9 @@ class Planner:
             dtype=weight.dtype.name,
             shape=weight.shape,
             channel_axis=scaling.row_axis if scaling.rows.size > 1 else None,
-            code=CodeSpec.of(design.code),
+            code=CodeSpec.of(codes[0]),
+            channel_codes=tuple(map(CodeSpec.of, codes)) if isinstance(code, GroupedCode) else None,
+            channel_groups=code.groups if isinstance(code, GroupedCode) else None,
             form=form.form,
             words_type=form.words_type,
             weight_scales=floats(scaling.rows),

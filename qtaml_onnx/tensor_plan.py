@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.storage.codes import UNIFORM_KINDS, Code, uniform_code
+from qtaml_onnx.storage.grouped import GroupedCode
 from qtaml_onnx.storage.two_words import LONGEST_PAIR, TWO_WORDS, TwoWordCode, pair_list_bits
 
 __all__ = [
@@ -276,6 +277,9 @@ class TensorPlan(PlanValue):
         steps: What the integers stand for; None of a float weight, and where blocks have steps of their own or channels
             have zero points of their own.
         parameter_bits: Bits of the steps and zero points that a quantised model brings along.
+        channel_codes: Of the form `table`, where groups of channels have codes of their own: these codes, `code` being
+            the first, and the tables one after the other in `table`; None for one code.
+        channel_groups: For each channel the index of its code.
         readout: The read-out's kind.
         protected_planes: Planes that never flip or flip at the protection's residual rate.
         stream: Decorrelates the faults of tensors.
@@ -303,6 +307,8 @@ class TensorPlan(PlanValue):
     packing: PackedWords | None = None
     steps: Steps | None = None
     parameter_bits: int = 0
+    channel_codes: tuple[CodeSpec, ...] | None = None
+    channel_groups: tuple[int, ...] | None = None
     readout: str
     protected_planes: tuple[int, ...] = ()
     stream: int
@@ -311,10 +317,24 @@ class TensorPlan(PlanValue):
     signal: float = Field(ge=0)
     bias: BiasPlan | None = None
 
+    @model_serializer(mode="wrap")
+    def _without_what_others_lack(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out the codes of groups of channels where there are none: other plans keep their hash."""
+        fields = handler(self)
+        rare = ("channel_codes", "channel_groups")
+        return {key: fields[key] for key in fields if self.channel_codes is not None or key not in rare}
+
     @property
     def bits(self) -> int:
-        """Word length."""
+        """Word length, of two words together."""
         return self.code.bits
+
+    def grouped_code(self) -> GroupedCode | None:
+        """The codes of groups of channels; None where the tensor has one code."""
+        if self.channel_codes is None or self.channel_axis is None:
+            return None
+        codes = tuple(spec.code() for spec in self.channel_codes)
+        return GroupedCode(codes, self.channel_groups or (), self.channel_axis)
 
     @property
     def size(self) -> int:
@@ -367,7 +387,7 @@ class TensorPlan(PlanValue):
             return 0
         if self.form == "integer-table":
             return (16 if self.dtype in ("INT16", "UINT16") else 8) * len(self.table)
-        return table_bits(self.bits)
+        return table_bits(self.bits) * len(self.channel_codes or (None,))
 
     @property
     def table_key(self) -> tuple[object, ...]:
@@ -385,6 +405,7 @@ class TensorPlan(PlanValue):
         bits = self.parameter_bits + 16 * len(self.input_scales or ())
         if self.form in ("affine", "table", "integer-grid", "two-words"):
             bits += 32 * len(self.scales)
+        bits += 8 * len(self.channel_groups or ())
         if self.form == "affine" and self.offset:
             bits += 32
         if self.bias is not None:
@@ -417,8 +438,9 @@ def check_tensor(plan: TensorPlan) -> None:
         if any(value == 0 for value in values) and what != "scales":
             raise InputError(f"{where} has {what} that are 0")
     tabled = plan.form in ("table", "integer-table", "integer-grid")
-    if tabled != (plan.table is not None) or len(plan.table or range(1 << plan.bits)) != 1 << plan.bits:
-        raise InputError(f"{where} has no table of {1 << plan.bits} entries, or one that its form {plan.form} has not")
+    entries = len(plan.channel_codes or (None,)) << plan.bits
+    if tabled != (plan.table is not None) or len(plan.table or range(entries)) != entries:
+        raise InputError(f"{where} has no table of {entries} entries, or one that its form {plan.form} has not")
     if plan.quantized:
         _check_integers(plan, where)
     if not 0 <= plan.stream < 2**31 or any(not 0 <= plane < plan.bits for plane in plan.protected_planes):
@@ -429,6 +451,11 @@ def check_tensor(plan: TensorPlan) -> None:
         plan.code.two_words()
     else:
         plan.code.code()
+    if plan.channel_codes is not None or plan.channel_groups is not None:
+        axis, groups, grouped = plan.channel_axis, plan.channel_groups or (), plan.grouped_code()
+        fits = axis is not None and 0 <= axis < len(plan.shape) and len(groups) == plan.shape[axis]
+        if plan.form != "table" or not fits or grouped is None or grouped.bits != plan.bits:
+            raise InputError(f"{where} has codes of groups of channels that do not fit its form, shape or word length")
 
 
 def _check_integers(plan: TensorPlan, where: str) -> None:

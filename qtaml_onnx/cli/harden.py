@@ -60,6 +60,12 @@ def harden(
             help="With --bits-per-weight: most bits of a weight, up to 20; beyond 12 it is stored as two words.",
         ),
     ] = None,
+    code_books: Annotated[
+        str,
+        typer.Option(
+            "--code-books", help="Designed code books: shared, tensor, channel (groups of alike ones), or auto."
+        ),
+    ] = "auto",
     code: Annotated[
         str | None,
         typer.Option(
@@ -160,6 +166,7 @@ def harden(
         bits=bits,
         bits_per_weight=bits_per_weight,
         longest_word=longest_word,
+        code_books=code_books,  # type: ignore[arg-type]
         code=code,
         protection=protection,
         budget=budget,

@@ -260,6 +260,11 @@ def _check_tensor(tensor: TensorPlan) -> None:
             f"'{tensor.name}' has two words a weight, which the C reader does not know; "
             "harden with --longest-word 12 or less, until no tensor has two"
         )
+    if tensor.channel_codes is not None:
+        raise InputError(
+            f"'{tensor.name}' has codes of its own for groups of channels, which the C reader does not know; "
+            "harden with --code-books tensor"
+        )
     if tensor.form not in _FORMS or tensor.words_type not in _WORDS:
         raise InputError(
             f"'{tensor.name}': the C reader knows no {tensor.words_type} words read as '{tensor.form}'; --exclude it"

@@ -203,6 +203,9 @@ def _tensors(planner: Planner, plan: StoragePlan) -> list[TensorSection]:
 
 def stored_sums(tensor: TensorPlan, x: NDArray[np.float32]) -> WordSums:
     """Sums over the normalised weights that are stored as each word, or as each long word of two."""
+    grouped = tensor.grouped_code()
+    if grouped is not None:  # of the channels that have the code whose table is shown
+        x = np.take(x, np.flatnonzero(np.equal(grouped.groups, 0)), axis=grouped.axis)
     if tensor.form != "two-words":
         return word_sums(tensor.code.code(), x)
     code, found = tensor.code.two_words(), cell_sums(tensor.code.two_words(), x)

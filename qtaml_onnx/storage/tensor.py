@@ -134,6 +134,9 @@ def encode_tensor(plan: TensorPlan, weights: NDArray[np.generic]) -> NDArray[np.
         kept = np.asarray(weights).astype(np.uint8, copy=False) & np.uint8(mask)
         return kept.view(plan.words_type.lower())
     rows, columns = _scales(plan, plan.weight_scales, np.ndim(weights))
+    grouped = plan.grouped_code()
+    if grouped is not None:
+        return grouped.encode(weights.astype(np.float32, copy=False) / factors_of(rows, columns, (...,), weights.shape))
     two = plan.form == "two-words"
     code = plan.code.two_words() if two else plan.code.code()
     dtype = np.uint32 if two else np.uint8 if plan.bits <= 8 else np.uint16
@@ -197,6 +200,9 @@ def decode_integers(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.
 def _looked_up(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.float32]:
     if plan.form == "two-words":
         return np.asarray(plan.code.two_words().table[words])
+    grouped = plan.grouped_code()
+    if grouped is not None:
+        return np.asarray(table_array(plan).astype(np.float32)[grouped.index(words)])
     index = words.view(np.uint8) if words.dtype == np.int8 else words
     return np.asarray(table_array(plan).astype(np.float32)[index])
 
@@ -204,11 +210,13 @@ def _looked_up(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.float
 def read_table(tensor: TensorPlan) -> FloatArray:
     """The normalised weight that each stored word is read as, float64 [2^bits], in the hardened model's arithmetic.
 
-    Where channels differ in their gain, that of the median channel.
+    Where channels differ in their gain, that of the median channel; where they differ in their code, the first code's.
     """
     ratio = float(np.median(np.divide(tensor.scales, tensor.weight_scales)))
     if tensor.form == "integer-grid":  # but for the rounding, which is another one in every channel
         return table_array(tensor).astype(np.float64) * ratio
+    if tensor.channel_codes is not None:
+        return table_array(tensor).astype(np.float64)[: 1 << tensor.bits] * ratio
     if tensor.form == "two-words":
         return tensor.code.two_words().table.astype(np.float64) * ratio
     words = np.arange(1 << tensor.bits, dtype=word_dtype(tensor.bits)).view(tensor.words_type.lower())
