@@ -68,7 +68,7 @@ class InjectFaults(ir.passes.InPlacePass):
         """Rewrites in place; raises InputError if the words of a tensor are missing or the model is instrumented."""
         if SEED_INPUT in model.graph.initializers:
             raise InputError("the model is instrumented already; remove its faults first")
-        self.pattern.check_width(max((tensor.bits for tensor in self.plan.tensors), default=8))
+        self.pattern.check_width(max((max(tensor.word_lengths) for tensor in self.plan.tensors), default=8))
         if self.pattern.kind == "burst" and self.plan.residual_rate:
             raise InputError(
                 "what the plan's protection leaves of bursts is not known: its residual rate is that of independent"
@@ -83,22 +83,24 @@ class InjectFaults(ir.passes.InPlacePass):
         rates.shape = ir.Shape([2, "qtaml_planes"])  # any number of planes may be fed, as long as the longest word has
         carrier = Carrier(model)
         for tensor in self.plan.tensors:
-            if tensor.words_name not in words:
-                raise InputError(f"the stored words '{tensor.words_name}' are not in this model; harden it first")
-            owner, value = words[tensor.words_name]
-            _import_domain(carrier.root(owner))
-            inner_seed, inner_rates = carrier.into(owner, seed), carrier.into(owner, rates)
-            name, stream, planes = tensor.name, tensor.stream, tensor.exposed_planes
-            nodes = [self._node(name, value, inner_seed, inner_rates, stream, tensor.bits, planes, names)]
-            if self.plan.residual_rate and tensor.protected_planes:
-                share = add_constant(model, owner, names.fresh(f"{name}.residual_share"), self._residual_share)
-                residual = ir.node("MatMul", [share, inner_rates], name=names.fresh(f"{name}.residual"))
-                residual.outputs[0].name = names.fresh(f"{name}.residual_rates")
-                protected = ~tensor.exposed_planes & ((1 << tensor.bits) - 1)
-                stream += len(self.plan.tensors)
-                faulty, left = nodes[0].outputs[0], residual.outputs[0]
-                nodes += [residual, self._node(name, faulty, inner_seed, left, stream, tensor.bits, protected, names)]
-            _put_behind(owner, value, nodes)
+            for stored in tensor.stored_words:
+                if stored.name not in words:
+                    raise InputError(f"the stored words '{stored.name}' are not in this model; harden it first")
+                owner, value = words[stored.name]
+                _import_domain(carrier.root(owner))
+                inner_seed, inner_rates = carrier.into(owner, seed), carrier.into(owner, rates)
+                name, stream, planes = tensor.name, stored.stream, stored.exposed_planes
+                nodes = [self._node(name, value, inner_seed, inner_rates, stream, stored.bits, planes, names)]
+                if self.plan.residual_rate and tensor.protected_planes:
+                    share = add_constant(model, owner, names.fresh(f"{name}.residual_share"), self._residual_share)
+                    residual = ir.node("MatMul", [share, inner_rates], name=names.fresh(f"{name}.residual"))
+                    residual.outputs[0].name = names.fresh(f"{name}.residual_rates")
+                    protected = ~planes & ((1 << stored.bits) - 1)
+                    stream += len(self.plan.tensors)
+                    faulty, left = nodes[0].outputs[0], residual.outputs[0]
+                    nodes.append(residual)
+                    nodes.append(self._node(name, faulty, inner_seed, left, stream, stored.bits, protected, names))
+                _put_behind(owner, value, nodes)
         if self.plan.small is not None:
             groups = (name for name in words if name.startswith(SMALL_WORDS) and name.endswith(".words"))
             for number, name in enumerate(sorted(groups)):

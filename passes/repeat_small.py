@@ -63,7 +63,7 @@ class RepeatSmall(ir.passes.InPlacePass):
         """Rewrites in place; unchanged where the plan has no small tensors."""
         if self.plan.small is None:
             return ir.passes.PassResult(model, modified=False)
-        words = {tensor.words_name for tensor in self.plan.tensors}
+        words = {stored.name for tensor in self.plan.tensors for stored in tensor.stored_words}
         groups: dict[tuple[int, ir.DataType], tuple[Owner, list[ir.Value]]] = {}
         chosen = {id(value) for value in self._chosen}
         for _name, value in constants_of(model):

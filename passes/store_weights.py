@@ -4,6 +4,7 @@ A float weight W becomes
 
     affine   W = (Cast(words) − offset) · scale                 Cast, [Sub,] Mul
     table    W = Cast(table)[Cast(words)] · scale               Cast, Cast, Gather, Mul
+    two words  W = table[Cast(words) · 2^n + Cast(second)] · scale, the table computed from a list of cells
 
 and where the model's own type is another, a Cast to it (and a Reshape to the same shape, which keeps half-precision
 rounding in place). All is on constants, so that onnxruntime computes W once at load and nothing of it is left at
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -21,9 +23,10 @@ import onnx_ir as ir
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.graph import Owner, constant_tensor
 from qtaml_onnx.passes._graph import NameTable, add_constant, discard, insert_at_start
+from qtaml_onnx.passes._two_words import PairTables
 from qtaml_onnx.passes.store_quantized import store_quantized
 from qtaml_onnx.plan import StoragePlan
-from qtaml_onnx.storage.tensor import along_channels, encode_tensor
+from qtaml_onnx.storage.tensor import along_channels, encode_tensor, split_words
 from qtaml_onnx.tensor_plan import TensorPlan, table_array
 from qtaml_onnx.weights import Weight, find_weights
 
@@ -51,6 +54,7 @@ class StoreWeights(ir.passes.InPlacePass):
         """Rewrites in place; raises InputError if the plan is of another model."""
         weights = {weight.name: weight for weight in find_weights(model).weights}
         names, tables = NameTable(model), _Tables()
+        pairs = PairTables(model, names)
         later = sum(tensor.size for tensor in self.plan.tensors) > _MOST_WORDS
         for tensor in self.plan.tensors:
             weight = weights.get(tensor.name)
@@ -58,10 +62,11 @@ class StoreWeights(ir.passes.InPlacePass):
                 raise InputError(f"the plan's tensor '{tensor.name}' {list(tensor.shape)} is not in this model")
             words, table = _words(tensor, weight, later), _shared(model, weight, tensor, names, tables)
             if weight.grid is None:
-                _store_float(model, weight, tensor, words, names, table)
+                _store_float(model, weight, tensor, words, names, table, pairs)
             else:
-                store_quantized(model, weight, tensor, words, names, table)
+                store_quantized(model, weight, tensor, words[0], names, table)
             logger.debug("store %s: %d-bit %s, %s", tensor.name, tensor.bits, tensor.code.kind, tensor.readout)
+        pairs.place()
         logger.info("store weights: %d tensors", len(self.plan.tensors))
         return ir.passes.PassResult(model, modified=bool(self.plan.tensors))
 
@@ -99,35 +104,46 @@ def _shared(
     return table
 
 
-def _words(plan: TensorPlan, weight: Weight, later: bool) -> ir.TensorProtocol:
-    """The stored words of a weight, encoded now, or whenever they are read where those of a whole model take much."""
+def _words(plan: TensorPlan, weight: Weight, later: bool) -> list[ir.TensorProtocol]:
+    """The stored words of a weight, encoded now, or whenever they are read where those of a whole model take much.
+
+    One tensor, or two where each weight has two words.
+    """
     tensor, grid = constant_tensor(weight.stored), weight.grid
 
-    def encode() -> ir.TensorProtocol:
+    def encode(number: int) -> ir.TensorProtocol:
         stored = np.asarray(tensor.numpy())
-        return ir.tensor(encode_tensor(plan, stored if grid is None else grid.integers(stored)))
+        words = encode_tensor(plan, stored if grid is None else grid.integers(stored))
+        return ir.tensor(split_words(plan, words)[number])
 
     if not later:
-        return encode()
-    return ir.LazyTensor(encode, dtype=ir.DataType[plan.words_type], shape=ir.Shape(plan.shape))
+        return [encode(number) for number in range(len(plan.stored_words))]
+    return [
+        ir.LazyTensor(partial(encode, number), dtype=ir.DataType[words.dtype], shape=ir.Shape(plan.shape))
+        for number, words in enumerate(plan.stored_words)
+    ]
 
 
 def _store_float(
     model: ir.Model,
     weight: Weight,
     plan: TensorPlan,
-    words: ir.TensorProtocol,
+    words: list[ir.TensorProtocol],
     names: NameTable,
     shared: Callable[[], ir.Value],
+    pairs: PairTables,
 ) -> None:
     old = weight.value
     owner = weight.owner
     rank = len(plan.shape)
 
-    def constant(suffix: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
+    def constant(suffix: str, array: np.ndarray) -> ir.Value:
         return add_constant(model, owner, names.fresh(f"{plan.name}.{suffix}"), array)
 
-    stored = constant("words", words)
+    stored = [
+        add_constant(model, owner, names.fresh(place.name), tensor)
+        for place, tensor in zip(plan.stored_words, words, strict=True)
+    ]
     scales = along_channels(np.asarray(plan.scales, dtype=np.float32), rank, plan.channel_axis)
     nodes: list[ir.Node] = []
 
@@ -138,14 +154,23 @@ def _store_float(
         return node.outputs[0]
 
     if plan.form == "affine":
-        value = then("Cast", [stored], {"to": ir.DataType.FLOAT})
+        value = then("Cast", stored, {"to": ir.DataType.FLOAT})
         if plan.offset:
             value = then("Sub", [value, constant("offset", np.asarray(plan.offset, dtype=np.float32))])
+    elif plan.form == "two-words":
+        value = pairs.read(owner, plan, stored, nodes)
     else:
         table = shared()
         if plan.table_type != "FLOAT":
             table = then("Cast", [table], {"to": ir.DataType.FLOAT})
-        index = then("Cast", [stored], {"to": ir.DataType.INT32})
+        index = then("Cast", stored, {"to": ir.DataType.INT32})
+        if plan.channel_groups is not None:
+            spread = tuple(-1 if i == plan.channel_axis else 1 for i in range(rank))
+            groups = np.asarray(plan.channel_groups, dtype=np.uint8).reshape(spread)
+            group = then("Cast", [constant("channel_groups", groups)], {"to": ir.DataType.INT32})
+            size = constant("code_size", np.asarray(1 << plan.bits, dtype=np.int64))
+            start = then("Mul", [group, then("Cast", [size], {"to": ir.DataType.INT32})])
+            index = then("Add", [index, start])
         value = then("Gather", [table, index], {"axis": 0})
     scale = constant("scale", scales)
     if plan.input_scales is not None:
@@ -161,7 +186,7 @@ def _store_float(
             shape = constant("shape", np.asarray(plan.shape, dtype=np.int64))
             value = then("Reshape", [value, shape])
     value.type, value.shape = ir.TensorType(ir.DataType[plan.dtype]), ir.Shape(plan.shape)
-    _take_place(old, value, owner, nodes, stored)
+    _take_place(old, value, owner, nodes, stored[0])
 
 
 def _take_place(old: ir.Value, new: ir.Value, owner: Owner, nodes: list[ir.Node], stored: ir.Value) -> None:

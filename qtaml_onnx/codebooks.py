@@ -13,10 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtaml_onnx.channel import FlipRates, FloatArray, apply_transition
+from qtaml_onnx.methods import Design
 from qtaml_onnx.storage import Code, ReadOut, WordSums, error_moments, word_sums
 from qtaml_onnx.storage.channel_optimized import design_channel_optimized
+from qtaml_onnx.storage.two_words import (
+    TwoWordCode,
+    cell_sums,
+    design_two_words,
+    pair_list_bits,
+    pair_moments,
+    pair_slope,
+)
 
-__all__ = ["CodeBook", "CodeBooks", "regression_slope", "restored_gain"]
+__all__ = ["CodeBook", "CodeBooks", "PairBook", "regression_slope", "restored_gain"]
 
 _POOL = 4096
 """Weights of each tensor that a design sees."""
@@ -37,6 +46,14 @@ class CodeBook:
 
     code: Code
     readout: ReadOut
+    noise_to_signal: float
+
+
+@dataclass(frozen=True)
+class PairBook:
+    """The same of two words a weight: the code has its read-out."""
+
+    code: TwoWordCode
     noise_to_signal: float
 
 
@@ -67,6 +84,8 @@ class CodeBooks:
         self._rates = rates
         self._residual = residual
         self._books: dict[tuple[int, int], CodeBook] = {}
+        self._pairs: dict[int, PairBook] = {}
+        self._own_pairs: dict[tuple[str, int], Design] = {}
 
     def rates(self, bits: int, protected: int) -> tuple[FlipRates, tuple[int, ...]]:
         """Rates of a word with its `protected` worst planes protected, and which these are (of equals the higher)."""
@@ -86,6 +105,52 @@ class CodeBooks:
             _gain, noise = restored_gain(readout, rates, sums)
             self._books[key] = CodeBook(code, readout, noise / signal if signal > 0 else 0.0)
         return self._books[key]
+
+    def pair(self, bits: int) -> PairBook:
+        """The code book of two words a weight with so many bits together; rates must be the same on all planes."""
+        if bits not in self._pairs:
+            code = design_two_words(
+                self._pool, bits, self._rates.p01[0], self._rates.p10[0], importance=self._importance
+            )
+            sums = cell_sums(code, self._pool, self._importance)
+            signal = float(sums.second.sum() / sums.total)
+            _gain, noise = self._restored(code, sums)
+            self._pairs[bits] = PairBook(code, noise / signal if signal > 0 else 0.0)
+        return self._pairs[bits]
+
+    def pair_design(self, name: str, bits: int, x: NDArray[np.float32], worth: float, kind: str = "auto") -> Design:
+        """The design of two words for a tensor: the shared code with a gain of its own, or a code of its own.
+
+        Its own pays where it saves a larger share of the model's noise than its list of cells adds to the model's bits.
+
+        Args:
+            name: The tensor's.
+            bits: Of both words together.
+            x: Its normalised weights.
+            worth: What its noise is worth in bits: its share of all predicted noise energy, times all bits.
+            kind: `shared` or `auto`; with `tensor` or `channel` the tensor has a code of its own whatever it is worth.
+        """
+        code = self.pair(bits).code
+        gain, noise = self._restored(code, cell_sums(code, x))
+        shared = Design(code, None, (), noise, gain)
+        if kind == "shared" or (kind == "auto" and (worth < pair_list_bits(code) or noise <= 0)):
+            return shared
+        if (name, bits) not in self._own_pairs:
+            own = design_two_words(x, bits, self._rates.p01[0], self._rates.p10[0])
+            own_gain, own_noise = self._restored(own, cell_sums(own, x))
+            self._own_pairs[name, bits] = Design(own, None, (), own_noise, own_gain)
+        found = self._own_pairs[name, bits]
+        if not isinstance(found.code, TwoWordCode):
+            return shared
+        if kind != "auto":
+            return found
+        return found if (1 - found.noise / noise) * worth > pair_list_bits(found.code) else shared
+
+    def _restored(self, code: TwoWordCode, sums: WordSums) -> tuple[float, float]:
+        """`restored_gain` of a code of two words."""
+        slope = pair_slope(code, sums)
+        gain = 1.0 / slope if slope > _LEAST_SLOPE else 1.0
+        return gain, pair_moments(code, self._rates.p01[0], self._rates.p10[0], sums, gain).mse
 
 
 def restored_gain(readout: ReadOut, rates: FlipRates, sums: WordSums) -> tuple[float, float]:

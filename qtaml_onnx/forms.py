@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qtaml_onnx.errors import InputError
 from qtaml_onnx.quantized import IntegerGrid
 from qtaml_onnx.storage import Code, ReadOut
+from qtaml_onnx.storage.grouped import GroupedCode
+from qtaml_onnx.storage.two_words import TwoWordCode
 from qtaml_onnx.tensor_plan import HALF_PRECISION_BITS, Form, WordsType
 from qtaml_onnx.tensors import Scaling, TensorData
 
@@ -33,15 +36,27 @@ def floats(values: NDArray[np.floating]) -> tuple[float, ...]:
     return tuple(float(v) for v in np.ravel(values))
 
 
-def read_out_form(tensor: TensorData, code: Code, readout: ReadOut, scaling: Scaling) -> ReadOutForm:
+def read_out_form(
+    tensor: TensorData, code: Code | TwoWordCode | GroupedCode, readout: ReadOut | None, scaling: Scaling
+) -> ReadOutForm:
     """The form of a tensor's read-out.
 
     Args:
         tensor: The weight.
         code: Its code.
-        readout: Its read-out, in normalised weights.
+        readout: Its read-out, in normalised weights; of two words a weight the code has it.
         scaling: What normalised weights are multiplied by.
+
+    Raises:
+        InputError: if a code of one word has no read-out.
     """
+    if isinstance(code, TwoWordCode):
+        return ReadOutForm("two-words", "UINT8" if code.lengths[0] <= 8 else "UINT16", scaling.rows)
+    if readout is None:
+        raise InputError(f"'{tensor.name}' has a code without a read-out")
+    if isinstance(code, GroupedCode):
+        table = floats(readout.table.astype(np.float16 if code.bits <= HALF_PRECISION_BITS else np.float32))
+        return ReadOutForm("table", "UINT8" if code.bits <= 8 else "UINT16", scaling.rows, table=table)
     if tensor.grid is not None:
         return _quantised(tensor, tensor.grid, code, readout, scaling)
     return _affine(code, readout, scaling) or ReadOutForm(

@@ -30,6 +30,7 @@ from qtaml_onnx.report.build import Measurements, build_report
 from qtaml_onnx.report.schema import Report
 from qtaml_onnx.sensitivity import Sensitivity, measure_sensitivity
 from qtaml_onnx.small import SmallStorage
+from qtaml_onnx.storage.two_words import LONGEST_PAIR
 from qtaml_onnx.sweep import SweepStep, rate_steps
 from qtaml_onnx.weights import Inventory
 
@@ -161,6 +162,7 @@ def harden_source(
         input_scales=options.input_scales,
         codes={method.name: options.code} if options.code else None,
         keep_codes=options.keep_codes,
+        code_books=options.code_books,
     )
     if options.include_small:
         planner.small = SmallStorage(source.model, options.small_copies)
@@ -310,7 +312,8 @@ def _design(planner: Planner, method: Method, options: HardenOptions, progress: 
     """The plan within the budget or the bits a weight."""
     with progress.steps(f"design {method.name}", len(planner.tensors)) as step:
         if options.bits_per_weight is not None:
-            return planner.within_bits(method, options.bits_per_weight, step)
+            longest = options.longest_word or LONGEST_PAIR
+            return planner.within_bits(method, options.bits_per_weight, step, longest_word=longest)
         planner.menu(method, step, protectable=options.budget > 0)
     return planner.within_budget(method, options.budget)
 

@@ -20,6 +20,7 @@ class Choice:
         cost: What is counted against the budget: protected bits, or all stored bits.
         energy: Predicted output noise energy.
         design: The design, where it was made for this tensor; None where a shared code book serves.
+        pair: Whether these bits are those of two words a weight.
     """
 
     bits: int
@@ -27,6 +28,7 @@ class Choice:
     cost: int
     energy: float
     design: Design | None = None
+    pair: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.storage import Code, ReadOut, WordSums, design_readout, error_moments, word_sums
+from qtaml_onnx.storage.grouped import GroupedCode
+from qtaml_onnx.storage.two_words import TwoWordCode
 from qtaml_onnx.tensors import ScalingKind
 
 __all__ = ["METHODS", "Design", "Method", "method_named"]
@@ -22,14 +24,14 @@ class Design:
 
     Attributes:
         code: Weight to word.
-        readout: Word to weight.
+        readout: Word to weight; None of two words a weight, whose code has it.
         protected_planes: Planes that are assumed safe, ascending.
         noise: Mean-square error of a normalised weight as read, quantisation and faults together.
         gain: Factor on what is read, folded into the scales.
     """
 
-    code: Code
-    readout: ReadOut
+    code: Code | TwoWordCode | GroupedCode
+    readout: ReadOut | None
     protected_planes: tuple[int, ...]
     noise: float
     gain: float = 1.0

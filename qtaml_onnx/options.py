@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qtaml_onnx.book_choice import CODE_BOOKS, BookKind
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.methods import Method, method_named
 from qtaml_onnx.planner import LONGEST_WORD
 from qtaml_onnx.storage.repetition import MOST_COPIES
+from qtaml_onnx.storage.two_words import LONGEST_PAIR
 from qtaml_onnx.uniform_codes import CODE_CHOICES
 
 __all__ = ["DEFAULT_METHOD", "HardenOptions"]
@@ -25,6 +27,9 @@ class HardenOptions:
         method: See `qtaml_onnx.methods.METHODS`.
         bits: Word length of float weights.
         bits_per_weight: Instead of one word length: most stored bits a weight, all in, shared out over the tensors.
+        longest_word: With `bits_per_weight`, most bits of a weight; beyond 12 it has two words. 20 if None.
+        code_books: Of codes that are designed: one code book for the model (`shared`), one a tensor, one a group of
+            channels (`channel`), or by predicted noise and bits together (`auto`).
         code: Uniform code of methods that do not design one, see `qtaml_onnx.uniform_codes.CODE_CHOICES`; two's
             complement if None.
         protection: Scheme of protected planes, see `qtaml_onnx.protection.scheme`.
@@ -57,6 +62,8 @@ class HardenOptions:
     method: str = DEFAULT_METHOD
     bits: int = 8
     bits_per_weight: float | None = None
+    longest_word: int | None = None
+    code_books: BookKind = "auto"
     code: str | None = None
     protection: str = "ideal"
     budget: float = 0.0
@@ -113,6 +120,15 @@ class HardenOptions:
                 raise InputError(f"--bits-per-weight {self.bits_per_weight:g} is out of range; give 1 to 64")
             if self.target is not None or self.budget:
                 raise InputError("--bits-per-weight excludes --budget and --target; give one")
+        if self.code_books not in CODE_BOOKS:
+            raise InputError(f"unknown --code-books '{self.code_books}'; choose from {', '.join(CODE_BOOKS)}")
+        if self.code_books != "auto" and method.code != "channel-optimized":
+            raise InputError(f"--code-books {self.code_books}: method {method.name} designs no code books")
+        if self.longest_word is not None:
+            if self.bits_per_weight is None:
+                raise InputError("--longest-word limits the lengths that --bits-per-weight chooses; give both")
+            if not 1 <= self.longest_word <= LONGEST_PAIR:
+                raise InputError(f"--longest-word {self.longest_word} is out of range; give 1 to {LONGEST_PAIR}")
         if self.small_copies is not None and not self.include_small:
             raise InputError("--small-copies says how small tensors are stored; add --include-small")
         if self.small_copies is not None and self.small_copies not in range(1, MOST_COPIES + 1, 2):

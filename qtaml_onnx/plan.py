@@ -135,7 +135,7 @@ class StoragePlan(PlanValue):
     @property
     def metadata_bits(self) -> int:
         """Bits of scales, tables and bias corrections, all copies; a table that several tensors share counts once."""
-        tables = {(t.form == "integer-table", t.table): t.table_bits for t in self.tensors}
+        tables = {t.table_key: t.table_bits for t in self.tensors}
         copies = self.small.copies if self.small is not None else 1
         return copies * (sum(t.metadata_bits for t in self.tensors) + sum(tables.values()))
 
@@ -158,7 +158,9 @@ class StoragePlan(PlanValue):
     @property
     def planes(self) -> int:
         """Planes of the longest word; a byte of a small tensor has 8."""
-        return max((*(t.bits for t in self.tensors), *([8] if self.small is not None or not self.tensors else [])))
+        return max(
+            (*(max(t.word_lengths) for t in self.tensors), *([8] if self.small is not None or not self.tensors else []))
+        )
 
     @property
     def noise_energy(self) -> float | None:

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from qtaml_onnx.allocation import Allocation
 from qtaml_onnx.biases import bias_plan, restored_deviation
-from qtaml_onnx.codebooks import CodeBooks, restored_gain
+from qtaml_onnx.book_choice import BookKind, choose_design
+from qtaml_onnx.codebooks import CodeBooks
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.forms import floats, read_out_form
 from qtaml_onnx.integer_bias import integer_bias
 from qtaml_onnx.layers import Layer, LayerStatistics, extra_variance, find_layer, product_layer
 from qtaml_onnx.menu import Choice, Menu
-from qtaml_onnx.methods import Design, Method
+from qtaml_onnx.methods import Method
 from qtaml_onnx.modelio import SourceModel
 from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.plan import FaultModel, LeftOutTensor, StoragePlan
@@ -35,9 +36,10 @@ from qtaml_onnx.recoding import (
 from qtaml_onnx.sensitivity import Sensitivity
 from qtaml_onnx.small import SmallStorage
 from qtaml_onnx.storage import Code, WordSums, word_sums
-from qtaml_onnx.storage.channel_optimized import design_channel_optimized
+from qtaml_onnx.storage.grouped import GroupedCode
 from qtaml_onnx.storage.histogram import sums_under
 from qtaml_onnx.storage.tensor import mean_square
+from qtaml_onnx.storage.two_words import LONGEST_PAIR, cell_sums
 from qtaml_onnx.tensor_plan import BiasPlan, CodeSpec, TensorPlan, table_bits
 from qtaml_onnx.tensors import LONGEST_KEPT, Scaling, ScalingKind, TensorData, gather
 from qtaml_onnx.uniform_codes import DEFAULT_CODE, candidate_codes
@@ -48,6 +50,10 @@ __all__ = ["Allocation", "Menu", "Planner", "prepare"]
 LONGEST_WORD = 12
 
 _TABLE_SHARE = 0.03
+_PAIR_LENGTHS = (11, 12, 13, 14, 15, 16, 18, 20)
+_PAIR_LIST = 4096
+"""Bits of a list of 64 cells: what a code of two words takes, roughly."""
+
 _REFINEMENTS = 5
 _LEAST_STEP = 1e-3
 
@@ -92,6 +98,7 @@ class Planner:
         input_scales: Whether inputs of a layer get scales of their own where calibration says how much they vary.
         keep_codes: Whether the words that a quantised model brings along stay as they are.
         codes: By method name, the uniform code of its float weights, where it is not two's complement.
+        code_books: Which code books tensors get, see `qtaml_onnx.book_choice`.
         protection: How protected planes are kept.
         residual: Rate at which they still flip.
         tensors: The weights' data, in graph order.
@@ -117,6 +124,7 @@ class Planner:
         input_scales: bool = True,
         codes: Mapping[str, str] | None = None,
         keep_codes: bool = False,
+        code_books: BookKind = "auto",
     ) -> None:
         """Reads the weights; raises InputError if one is not finite or the rates are too few for the word length."""
         self.source = source
@@ -129,6 +137,7 @@ class Planner:
         self.input_scales = input_scales
         self.codes = codes or {}
         self.keep_codes = keep_codes
+        self.code_books: BookKind = code_books
         self.protection: Protection = scheme(protection, rate=raw)
         ideal = self.protection.name == "ideal"  # whatever the raw rate; codes are defined up to 1/2
         self.residual = 0.0 if ideal else self.protection.residual(raw)
@@ -204,19 +213,32 @@ class Planner:
         return self._signals[key]
 
     def stored_sums(self, method: Method, tensor: TensorData, plan: TensorPlan) -> WordSums:
-        """Sums over a tensor's normalised weights by the word that each is stored as.
+        """Sums over a tensor's normalised weights by the word that each is stored as, or by the long word of two.
+
+        Of a tensor with codes of its own for groups of channels, over the channels of the first group.
 
         Args:
             method: The method of the plan.
             tensor: The weight.
             plan: Its plan, made here.
         """
+        grouped = plan.grouped_code()
+        if plan.form == "two-words":
+            code = plan.code.two_words()
+            found = cell_sums(code, self.normalised(method, tensor))
+            sums = np.zeros((3, 1 << code.bits))
+            sums[:, code.words] = found.count, found.first, found.second
+            return WordSums(*sums)
+        if grouped is not None:
+            x = self.normalised(method, tensor)
+            first = np.take(x, np.flatnonzero(np.equal(grouped.groups, 0)), axis=grouped.axis)
+            return word_sums(plan.code.code(), first)
         key = (method.scaling, tensor.name, plan.code)
         if key not in self._sums:
-            code = plan.code.code()
-            kept = tensor.fixed is not None and code == tensor.fixed
+            word = plan.code.code()
+            kept = tensor.fixed is not None and word == tensor.fixed
             scaling = tensor.scaling("peak") if kept else self.scaling(method, tensor)
-            self._sums[key] = word_sums(code, tensor.normalised(scaling))
+            self._sums[key] = word_sums(word, tensor.normalised(scaling))
         return self._sums[key]
 
     def probe_weights(self, method: Method) -> dict[str, tuple[NDArray[np.floating], NDArray[np.floating]]]:
@@ -296,11 +318,22 @@ class Planner:
         return tensor.fixed.bits if tensor.fixed is not None else self.bits
 
     def word_length_menu(
-        self, method: Method, progress: Callable[[], None] = lambda: None, *, longest: int = LONGEST_WORD
+        self,
+        method: Method,
+        progress: Callable[[], None] = lambda: None,
+        *,
+        longest: int = LONGEST_WORD,
+        pairs: Sequence[int] = (),
     ) -> Menu:
         """The choices where each tensor may have a word length of its own; cost is all stored bits, parity included.
 
         With ideal protection nothing is protected: a bit that costs nothing and never fails would win everywhere.
+
+        Args:
+            method: The method.
+            progress: Called after each tensor.
+            longest: Longest single word.
+            pairs: Bits of two words a weight, for float weights; they are not protected.
 
         Raises:
             InputError: if the method has no code books, or the model brings its own words along.
@@ -325,6 +358,8 @@ class Planner:
                     cost = size * bits + self.protection.parity_bits(size * protected)
                     noise = books.book(bits, protected).noise_to_signal
                     options.append(Choice(bits, protected, cost, signal * noise + rounding))
+            for bits in pairs if tensor.grid is None else ():
+                options.append(Choice(bits, 0, size * bits, signal * books.pair(bits).noise_to_signal, pair=True))
             choices.append(options)
             progress()
         return Menu(method, choices)
@@ -360,15 +395,28 @@ class Planner:
         return self.plan(menu, menu.within(budget * self.weight_bits * (1 + 1e-12)))
 
     def within_bits(
-        self, method: Method, bits_per_weight: float, progress: Callable[[], None] = lambda: None
+        self,
+        method: Method,
+        bits_per_weight: float,
+        progress: Callable[[], None] = lambda: None,
+        *,
+        longest_word: int = LONGEST_PAIR,
     ) -> StoragePlan:
         """The plan of at most that many stored bits a weight, all in: words, parity and metadata.
+
+        Args:
+            method: The method.
+            bits_per_weight: The bits.
+            progress: Called after each tensor.
+            longest_word: Most bits of a weight's words, of which it has two where one would need too large a table.
 
         Raises:
             InputError: if not even the shortest words fit.
         """
         total = bits_per_weight * self.weights
-        menu = self.word_length_menu(method, progress, longest=_longest_word(total))
+        longest = min(_longest_word(total), longest_word)
+        pairs = _pair_lengths(total, longest, longest_word)
+        menu = self.word_length_menu(method, progress, longest=longest, pairs=pairs)
         least = menu.cost(menu.within(0))
         room = high = total
         # Metadata depend on the word lengths chosen: take off what they turn out to be, until all fits.
@@ -413,7 +461,7 @@ class Planner:
             self._tensor_plan(method, tensor, choice, stream, choice.energy / energy * bits if energy > 0 else 0.0)
             for stream, (tensor, choice) in enumerate(zip(self.tensors, chosen, strict=True))
         )
-        longest = max((tensor.bits for tensor in tensors), default=0)
+        longest = max((max(tensor.word_lengths) for tensor in tensors), default=0)
         longest = longest if self.small is None else max(longest, 8)
         faults = self.fault_model
         plan = StoragePlan(
@@ -428,45 +476,31 @@ class Planner:
         )
         return plan if self.small is None else self.small.added_to(plan)
 
-    def _design(
-        self, method: Method, tensor: TensorData, choice: Choice, x: NDArray[np.float32], worth: float
-    ) -> Design:
-        """The design of a choice: the shared code book with a gain of the tensor's own, or a code book of its own.
-
-        Its own pays where it saves a larger share of the model's noise than its table adds to the model's bits.
-
-        Args:
-            method: The method.
-            tensor: The weight.
-            choice: What was chosen.
-            x: Normalised weights.
-            worth: What the tensor's noise is worth in bits: its share of all predicted noise energy, times all bits.
-        """
-        if choice.design is not None:
-            return choice.design
-        books = self.books(method)
-        rates, planes = books.rates(choice.bits, choice.protected)
-        book = books.book(choice.bits, choice.protected)
+    def _sums_under(self, method: Method, tensor: TensorData, x: NDArray[np.float32]) -> Callable[[Code], WordSums]:
+        """Word sums of a tensor's normalised weights under any code, which are kept for the report."""
         under = sums_under(x)
 
         def sums(code: Code) -> WordSums:
             return self._sums.setdefault((method.scaling, tensor.name, CodeSpec.of(code)), under(code))
 
-        gain, noise = restored_gain(book.readout, rates, sums(book.code))
-        shared = Design(book.code, book.readout, planes, noise, gain)
-        price = table_bits(choice.bits)
-        if worth < price or noise <= 0:
-            return shared
-        code, readout = design_channel_optimized(x, rates, restore_gain=False, sums_under=under)
-        gain, own = restored_gain(readout, rates, sums(code))
-        return Design(code, readout, planes, own, gain) if (1 - own / noise) * worth > price else shared
+        return sums
 
     def _tensor_plan(self, method: Method, tensor: TensorData, choice: Choice, stream: int, worth: float) -> TensorPlan:
         weight, grid = tensor.weight, tensor.grid
         kept = choice.design is not None and tensor.fixed is not None
         scaling = tensor.scaling("peak") if kept else self.scaling(method, tensor)
         x = tensor.normalised(scaling)
-        design = self._design(method, tensor, choice, x, worth)
+        if choice.design is not None:
+            design = choice.design
+        elif choice.pair:
+            design = self.books(method).pair_design(tensor.name, choice.bits, x, worth, self.code_books)
+        else:
+            axis = scaling.row_axis if grid is None and scaling.rows.size > 1 else None
+            books = self.books(method)
+            sums = self._sums_under(method, tensor, x)
+            design = choose_design(books, choice.bits, choice.protected, x, axis, worth, self.code_books, sums)
+        code = design.code
+        codes = code.codes if isinstance(code, GroupedCode) else (code,)
         noise = design.noise if choice.design is not None else design.noise + rounding_noise(tensor, scaling)
         bias = self.biases.get(tensor.name) if method.corrects_bias else None
         if bias is not None and grid is not None:
@@ -487,7 +521,9 @@ class Planner:
             dtype=weight.dtype.name,
             shape=weight.shape,
             channel_axis=scaling.row_axis if scaling.rows.size > 1 else None,
-            code=CodeSpec.of(design.code),
+            code=CodeSpec.of(codes[0]),
+            channel_codes=tuple(map(CodeSpec.of, codes)) if isinstance(code, GroupedCode) else None,
+            channel_groups=code.groups if isinstance(code, GroupedCode) else None,
             form=form.form,
             words_type=form.words_type,
             weight_scales=floats(scaling.rows),
@@ -528,3 +564,8 @@ class Planner:
 def _longest_word(total: float) -> int:
     """The longest word whose table takes but a small share of all bits."""
     return max((b for b in range(1, LONGEST_WORD + 1) if table_bits(b) <= _TABLE_SHARE * total), default=1)
+
+
+def _pair_lengths(total: float, longest: int, longest_word: int) -> list[int]:
+    """Bits of two words a weight beyond the longest single word, where a code's list is a small share of all bits."""
+    return [b for b in _PAIR_LENGTHS if longest < b <= longest_word and _TABLE_SHARE * total >= _PAIR_LIST]

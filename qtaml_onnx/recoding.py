@@ -75,7 +75,7 @@ def kept_choices(
     ratio = unit_ratio(method, tensor, scaling)
     choices = []
     for design in method.designs(x, code, rates, residual=residual, protectable=protectable):
-        if method.readout != "plain":
+        if design.readout is not None and method.readout != "plain":
             kept = rates.truncated(code.bits).protect(design.protected_planes, residual)
             readout = on_grid(tensor, grid, design.readout)
             design = replace(design, readout=readout, noise=error_moments(readout, kept, sums).mse)

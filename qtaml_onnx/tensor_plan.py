@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.storage.codes import UNIFORM_KINDS, Code, uniform_code
+from qtaml_onnx.storage.grouped import GroupedCode
+from qtaml_onnx.storage.two_words import LONGEST_PAIR, TWO_WORDS, TwoWordCode, pair_list_bits
 
 __all__ = [
     "BiasPlan",
@@ -20,6 +24,7 @@ __all__ = [
     "PlanValue",
     "QuantizedBias",
     "Steps",
+    "StoredWords",
     "TensorPlan",
     "check_tensor",
     "table_array",
@@ -32,7 +37,7 @@ INTEGER_TYPES = {
 }
 """By the type of a quantised weight, the NumPy type that holds its integers, in tables as well."""
 
-Form = Literal["affine", "table", "dequantize", "integer-table", "integer-grid"]
+Form = Literal["affine", "table", "dequantize", "integer-table", "integer-grid", "two-words"]
 WordsType = Literal["INT8", "UINT8", "UINT16"]
 
 
@@ -51,8 +56,35 @@ class PlanValue(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+_SECOND_STREAM = 1 << 30
+"""Set in the stream of the second words of a tensor: plans count the streams of the first ones from 0."""
+
+
+@dataclass(frozen=True)
+class StoredWords:
+    """An initializer of stored words.
+
+    Attributes:
+        name: Of the initializer.
+        dtype: Its type.
+        bits: Word length.
+        stream: Decorrelates its faults from those of others.
+        exposed_planes: Bit mask of the planes that flip.
+    """
+
+    name: str
+    dtype: WordsType
+    bits: int
+    stream: int
+    exposed_planes: int
+
+
 class CodeSpec(PlanValue):
-    """A code; uniform ones are named, others are listed cell by cell (see `Code` for the arrays)."""
+    """A code; uniform ones are named, others are listed cell by cell (see `Code` for the arrays).
+
+    Of two words a weight (see `TwoWordCode`), `bits` is their sum, `words` are long words and `levels` the means of the
+    cells; these alone have `shares`, and the flip rates that the read-out is `designed` for, (p01, p10).
+    """
 
     kind: str
     bits: int
@@ -60,10 +92,28 @@ class CodeSpec(PlanValue):
     boundaries: tuple[float, ...] | None = None
     words: tuple[int, ...] | None = None
     levels: tuple[float, ...] | None = None
+    shares: tuple[float, ...] | None = None
+    designed: tuple[float, float] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_others_lack(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what only codes of two words have, so that other plans keep the hash they always had."""
+        fields = handler(self)
+        return {key: fields[key] for key in fields if self.shares is not None or key not in ("shares", "designed")}
 
     @classmethod
-    def of(cls, code: Code) -> CodeSpec:
+    def of(cls, code: Code | TwoWordCode) -> CodeSpec:
         """The specification of a code."""
+        if isinstance(code, TwoWordCode):
+            return cls(
+                kind=TWO_WORDS,
+                bits=code.bits,
+                boundaries=tuple(map(float, code.boundaries)),
+                words=tuple(map(int, code.words)),
+                levels=tuple(map(float, code.means)),
+                shares=tuple(map(float, code.shares)),
+                designed=(code.p01, code.p10),
+            )
         kind, _, mask = code.name.partition("^")
         if kind in UNIFORM_KINDS:
             return cls(kind=kind, bits=code.bits, mask=int(mask, 16) if mask else 0)
@@ -84,6 +134,28 @@ class CodeSpec(PlanValue):
         return Code(
             self.kind, self.bits, np.array(self.boundaries), np.array(self.words, dtype=np.int64), np.array(self.levels)
         )
+
+    def two_words(self) -> TwoWordCode:
+        """The code of two words that is specified."""
+        listed = (self.boundaries, self.words, self.shares, self.levels)
+        if self.designed is None or any(values is None for values in listed):
+            raise InputError("the plan's code of two words lists no cells; make the plan again")
+        return pair_code(self)
+
+
+@lru_cache(maxsize=32)
+def pair_code(spec: CodeSpec) -> TwoWordCode:
+    """The code of a specification that lists one of two words; remembered, as its table takes a moment to make."""
+    p01, p10 = spec.designed or (0.0, 0.0)
+    return TwoWordCode(
+        spec.bits,
+        np.array(spec.boundaries, dtype=np.float64),
+        np.array(spec.words, dtype=np.int64),
+        np.array(spec.shares, dtype=np.float64),
+        np.array(spec.levels, dtype=np.float64),
+        p01,
+        p10,
+    )
 
 
 class QuantizedBias(PlanValue):
@@ -186,8 +258,9 @@ class TensorPlan(PlanValue):
         form: How the graph reads it: `affine` is (word − offset)·scale, `table` is table[word]·scale. The others give
             a quantised model's operators integers in the place of its own: `dequantize` the words themselves,
             `integer-table` table[word], `integer-grid` table[word]·scale + zero point, rounded and kept within
-            `limits`. The model's own steps and zero points stay.
-        words_type: Type of the stored initializer, INT8, UINT8 or UINT16.
+            `limits`. The model's own steps and zero points stay. `two-words` reads a float weight from two words,
+            as table[first word · 2^(bits of the second) + second word]·scale, the table computed from the code.
+        words_type: Type of the stored initializer, INT8, UINT8 or UINT16; of two, the type of both.
         weight_scales: What weights are divided by before coding, float32, one a channel or one. Of a quantised weight,
             it is integers less the zero point that are divided.
         scales: What the read-out multiplies by, float32, as many.
@@ -204,6 +277,9 @@ class TensorPlan(PlanValue):
         steps: What the integers stand for; None of a float weight, and where blocks have steps of their own or channels
             have zero points of their own.
         parameter_bits: Bits of the steps and zero points that a quantised model brings along.
+        channel_codes: Of the form `table`, where groups of channels have codes of their own: these codes, `code` being
+            the first, and the tables one after the other in `table`; None for one code.
+        channel_groups: For each channel the index of its code.
         readout: The read-out's kind.
         protected_planes: Planes that never flip or flip at the protection's residual rate.
         stream: Decorrelates the faults of tensors.
@@ -231,6 +307,8 @@ class TensorPlan(PlanValue):
     packing: PackedWords | None = None
     steps: Steps | None = None
     parameter_bits: int = 0
+    channel_codes: tuple[CodeSpec, ...] | None = None
+    channel_groups: tuple[int, ...] | None = None
     readout: str
     protected_planes: tuple[int, ...] = ()
     stream: int
@@ -239,10 +317,24 @@ class TensorPlan(PlanValue):
     signal: float = Field(ge=0)
     bias: BiasPlan | None = None
 
+    @model_serializer(mode="wrap")
+    def _without_what_others_lack(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out the codes of groups of channels where there are none: other plans keep their hash."""
+        fields = handler(self)
+        rare = ("channel_codes", "channel_groups")
+        return {key: fields[key] for key in fields if self.channel_codes is not None or key not in rare}
+
     @property
     def bits(self) -> int:
-        """Word length."""
+        """Word length, of two words together."""
         return self.code.bits
+
+    def grouped_code(self) -> GroupedCode | None:
+        """The codes of groups of channels; None where the tensor has one code."""
+        if self.channel_codes is None or self.channel_axis is None:
+            return None
+        codes = tuple(spec.code() for spec in self.channel_codes)
+        return GroupedCode(codes, self.channel_groups or (), self.channel_axis)
 
     @property
     def size(self) -> int:
@@ -258,9 +350,28 @@ class TensorPlan(PlanValue):
         return mask
 
     @property
+    def word_lengths(self) -> tuple[int, ...]:
+        """Bits of each stored word of a weight: one word, or two."""
+        return (self.bits - self.bits // 2, self.bits // 2) if self.form == "two-words" else (self.bits,)
+
+    @property
     def words_name(self) -> str:
-        """Name of the initializer that holds the stored words."""
+        """Name of the initializer that holds the stored words, or the first of two."""
         return f"{self.name}.words"
+
+    @property
+    def stored_words(self) -> tuple[StoredWords, ...]:
+        """The initializers of stored words: one, or two whose faults are independent."""
+        first = StoredWords(self.words_name, self.words_type, self.word_lengths[0], self.stream, self.exposed_planes)
+        if self.form != "two-words":
+            return (first,)
+        high, low = self.word_lengths
+        return (
+            replace(first, exposed_planes=(1 << high) - 1),
+            StoredWords(
+                f"{self.name}.words.second", self.words_type, low, self.stream | _SECOND_STREAM, (1 << low) - 1
+            ),
+        )
 
     @property
     def table_type(self) -> str:
@@ -269,12 +380,19 @@ class TensorPlan(PlanValue):
 
     @property
     def table_bits(self) -> int:
-        """Bits of the table."""
+        """Bits of the table, or of the list of cells that the table of two words is computed from."""
+        if self.form == "two-words":
+            return pair_list_bits(self.code.two_words())
         if self.table is None:
             return 0
         if self.form == "integer-table":
             return (16 if self.dtype in ("INT16", "UINT16") else 8) * len(self.table)
-        return table_bits(self.bits)
+        return table_bits(self.bits) * len(self.channel_codes or (None,))
+
+    @property
+    def table_key(self) -> tuple[object, ...]:
+        """Equal where tensors can share a table."""
+        return (self.form, self.code) if self.form == "two-words" else (self.form == "integer-table", self.table)
 
     @property
     def quantized(self) -> bool:
@@ -285,8 +403,9 @@ class TensorPlan(PlanValue):
     def metadata_bits(self) -> int:
         """Bits beside the words and the table that must themselves be safe: scales, offset, bias correction."""
         bits = self.parameter_bits + 16 * len(self.input_scales or ())
-        if self.form in ("affine", "table", "integer-grid"):
+        if self.form in ("affine", "table", "integer-grid", "two-words"):
             bits += 32 * len(self.scales)
+        bits += 8 * len(self.channel_groups or ())
         if self.form == "affine" and self.offset:
             bits += 32
         if self.bias is not None:
@@ -296,10 +415,16 @@ class TensorPlan(PlanValue):
 
 def check_tensor(plan: TensorPlan) -> None:
     """Refuses a tensor's plan whose parts do not fit together: a file may say anything."""
-    longest, where = 16, f"'{plan.name}'"
-    if not 1 <= plan.bits <= longest or min(plan.shape, default=1) < 1 or math.prod(plan.shape) >= 2**48:
+    longest, where = LONGEST_PAIR if plan.form == "two-words" else 16, f"'{plan.name}'"
+    if (
+        not len(plan.word_lengths) <= plan.bits <= longest
+        or min(plan.shape, default=1) < 1
+        or math.prod(plan.shape) >= 2**48
+    ):
         raise InputError(f"{where} has {plan.bits}-bit words of shape {list(plan.shape)}")
-    if (plan.bits > 8) != (plan.words_type == "UINT16"):
+    if (plan.form == "two-words") != (plan.code.kind == TWO_WORDS):
+        raise InputError(f"{where} has the form {plan.form} and the code {plan.code.kind}")
+    if (plan.word_lengths[0] > 8) != (plan.words_type == "UINT16"):
         raise InputError(f"{where} has {plan.bits}-bit words in {plan.words_type}")
     for what, axis, values in (
         ("weight_scales", plan.channel_axis, plan.weight_scales),
@@ -313,13 +438,24 @@ def check_tensor(plan: TensorPlan) -> None:
         if any(value == 0 for value in values) and what != "scales":
             raise InputError(f"{where} has {what} that are 0")
     tabled = plan.form in ("table", "integer-table", "integer-grid")
-    if tabled != (plan.table is not None) or len(plan.table or range(1 << plan.bits)) != 1 << plan.bits:
-        raise InputError(f"{where} has no table of {1 << plan.bits} entries, or one that its form {plan.form} has not")
+    entries = len(plan.channel_codes or (None,)) << plan.bits
+    if tabled != (plan.table is not None) or len(plan.table or range(entries)) != entries:
+        raise InputError(f"{where} has no table of {entries} entries, or one that its form {plan.form} has not")
     if plan.quantized:
         _check_integers(plan, where)
     if not 0 <= plan.stream < 2**31 or any(not 0 <= plane < plan.bits for plane in plan.protected_planes):
         raise InputError(f"{where} has stream {plan.stream} and protected planes {list(plan.protected_planes)}")
-    plan.code.code()
+    if plan.form == "two-words":
+        if plan.protected_planes or plan.dtype in INTEGER_TYPES:
+            raise InputError(f"{where} has two words a weight, and protected planes or the type {plan.dtype}")
+        plan.code.two_words()
+    else:
+        plan.code.code()
+    if plan.channel_codes is not None or plan.channel_groups is not None:
+        axis, groups, grouped = plan.channel_axis, plan.channel_groups or (), plan.grouped_code()
+        fits = axis is not None and 0 <= axis < len(plan.shape) and len(groups) == plan.shape[axis]
+        if plan.form != "table" or not fits or grouped is None or grouped.bits != plan.bits:
+            raise InputError(f"{where} has codes of groups of channels that do not fit its form, shape or word length")
 
 
 def _check_integers(plan: TensorPlan, where: str) -> None:

@@ -26,7 +26,7 @@ from qtaml_onnx.passes.repeat_small import SMALL_WORDS
 from qtaml_onnx.passes.substitute_weights import SubstituteWeights
 from qtaml_onnx.plan import StoragePlan, read_plan
 from qtaml_onnx.runtime import LONGEST_RUN, create_session, run_limited
-from qtaml_onnx.storage.tensor import decode_integers, decode_tensor, encode_tensor
+from qtaml_onnx.storage.tensor import decode_integers, decode_tensor, encode_tensor, split_words
 from qtaml_onnx.stored import plan_path
 from qtaml_onnx.tensor_plan import TensorPlan
 from qtaml_onnx.validation import first_line
@@ -178,10 +178,10 @@ def _words(model: ir.Model, source: ir.Model, plan: StoragePlan) -> Check:
     stored = stored_words(model)
     weights = {weight.name: weight for weight in find_weights(source).weights}
     for tensor in plan.tensors:
-        if tensor.words_name not in stored:
+        if any(words.name not in stored for words in tensor.stored_words):
             detail = f"the stored words of '{tensor.name}' are gone: another optimiser folded the read-out; "
             return Check("stored words", False, detail + "hardening goes last, after every other tool")
-        if not stored[tensor.words_name][1].uses():
+        if not all(stored[words.name][1].uses() for words in tensor.stored_words):
             return Check("stored words", False, f"nothing reads the stored words of '{tensor.name}'; harden again")
         if tensor.name not in weights:
             return Check("stored words", False, f"the original has no weight '{tensor.name}'")
@@ -189,8 +189,9 @@ def _words(model: ir.Model, source: ir.Model, plan: StoragePlan) -> Check:
         if shape != tensor.shape:
             detail = f"'{tensor.name}' is {list(shape)} in the original and {list(tensor.shape)} in the plan"
             return Check("stored words", False, detail)
-        expected = encode_tensor(tensor, stored_values(weights[tensor.name]))
-        if not np.array_equal(expected, constant_array(stored[tensor.words_name][1])):
+        expected = split_words(tensor, encode_tensor(tensor, stored_values(weights[tensor.name])))
+        found = [constant_array(stored[words.name][1]) for words in tensor.stored_words]
+        if not all(map(np.array_equal, expected, found)):
             return Check("stored words", False, f"the words of '{tensor.name}' are not those of the original's weights")
     return Check("stored words", True, f"{plan.weight_bits} bits as planned")
 

@@ -268,7 +268,7 @@ def _scanned(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
 
 
 def _names(model: ir.Model) -> dict[int, str]:
-    """A unique name for every constant, by identity; `<name>.words` is free for its stored words."""
+    """A unique name for every constant, by identity; `<name>.words` and `<name>.words.second` are free."""
     found: list[tuple[int, str, str]] = []
     taken: set[str] = set()
     for root, graph in graphs_of(model):
@@ -288,7 +288,7 @@ def _names(model: ir.Model) -> dict[int, str]:
         plain = f"{scope}/{name}" if scope else name
         numbered = (f"{plain}#{number}" for number in itertools.count(1))
         candidates = numbered if count[scope, name] > 1 else itertools.chain([plain], numbered)  # branches of an If
-        names[key] = next(c for c in candidates if c not in given and f"{c}.words" not in taken)
+        names[key] = next(c for c in candidates if c not in given and not {f"{c}.words", f"{c}.words.second"} & taken)
         given.add(names[key])
     return names
 

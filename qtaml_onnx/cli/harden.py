@@ -53,6 +53,19 @@ def harden(
             "--bits-per-weight", help="Choose word lengths a tensor under this total of bits a weight, all in."
         ),
     ] = None,
+    longest_word: Annotated[
+        int | None,
+        typer.Option(
+            "--longest-word",
+            help="With --bits-per-weight: most bits of a weight, up to 20; beyond 12 it is stored as two words.",
+        ),
+    ] = None,
+    code_books: Annotated[
+        str,
+        typer.Option(
+            "--code-books", help="Designed code books: shared, tensor, channel (groups of alike ones), or auto."
+        ),
+    ] = "auto",
     code: Annotated[
         str | None,
         typer.Option(
@@ -152,6 +165,8 @@ def harden(
         method=method,
         bits=bits,
         bits_per_weight=bits_per_weight,
+        longest_word=longest_word,
+        code_books=code_books,  # type: ignore[arg-type]
         code=code,
         protection=protection,
         budget=budget,

@@ -149,6 +149,16 @@ def _scheme(name: str, rate: float, coder: Coder | None) -> Scheme:
 
 
 def _check_tensor(tensor: TensorPlan) -> None:
+    if tensor.form == "two-words":
+        raise InputError(
+            f"'{tensor.name}' has two words a weight, which the C reader does not know; "
+            "harden with --longest-word 12 or less, until no tensor has two"
+        )
+    if tensor.channel_codes is not None:
+        raise InputError(
+            f"'{tensor.name}' has codes of its own for groups of channels, which the C reader does not know; "
+            "harden with --code-books tensor"
+        )
     if tensor.bits > _LONGEST_WORD or tensor.size >= _MOST_WEIGHTS:
         raise InputError(f"'{tensor.name}' is too large for the C reader; --exclude it when hardening")
     steps = tensor.steps.values if tensor.steps is not None else ()

@@ -225,7 +225,7 @@ def _tensor(planner: Planner, method: Method, data: TensorData, tensor: TensorPl
     ratio = tensor.noise / tensor.signal if tensor.signal > 0 else 0.0
     plain = data.fixed or uniform_code("twos-complement", min(tensor.bits, _PLAIN_BITS))
     plain_sums = word_sums(plain, planner.normalised(METHODS["none"], data))
-    sums = planner.stored_sums(method, data, tensor)
+    table, sums = read_table(tensor), planner.stored_sums(method, data, tensor)
     return TensorSection(
         name=tensor.name,
         op_type=tensor.op_type,
@@ -238,7 +238,7 @@ def _tensor(planner: Planner, method: Method, data: TensorData, tensor: TensorPl
         sensitivity=tensor.sensitivity,
         noise_to_signal_db=10 * math.log10(ratio) if ratio > 0 else None,
         plain_flips=flip_changes(plain.levels, plain_sums),
-        stored_flips=flip_changes(read_table(tensor), sums),
+        stored_flips=flip_changes(table, sums),
         words_used=int(np.count_nonzero(sums.count)),
     )
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from qtaml_onnx.channel import moments
+from qtaml_onnx.channel import FlipRates, moments
 from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.report.drawing import COLOUR, add_boxes, add_legend, drawing, new_axes, new_figure, to_svg
 from qtaml_onnx.report.schema import TensorSection
 from qtaml_onnx.storage.codes import Code
 from qtaml_onnx.storage.tensor import read_table
+from qtaml_onnx.storage.two_words import TwoWordCode
 from qtaml_onnx.tensor_plan import TensorPlan
 
 __all__ = ["cells_svg", "flips_svg"]
@@ -24,8 +25,14 @@ _EDGE = 1.05  # normalised weights drawn, either side
 
 def cells_svg(tensor: TensorPlan, fault_model: FaultModel, name: str, description: str) -> str:
     """Where the words sit: the read-out of each cell, its mean and spread under the designed rates, the bit pattern."""
-    code, table = tensor.code.code(), read_table(tensor)
-    rates = fault_model.rates.truncated(code.bits).protect(tensor.protected_planes)
+    table = read_table(tensor)
+    code: Code | TwoWordCode
+    if tensor.form == "two-words":
+        code = tensor.code.two_words()
+        rates = FlipRates.asymmetric(fault_model.p01[0], fault_model.p10[0], code.bits)
+    else:
+        code = tensor.code.code()
+        rates = fault_model.rates.truncated(code.bits).protect(tensor.protected_planes)
     mean, variance = moments(rates, table)
     inner = np.clip(code.boundaries, -_EDGE, _EDGE)
     edges = np.concatenate([[-_EDGE], inner, [_EDGE]])
@@ -64,7 +71,7 @@ def cells_svg(tensor: TensorPlan, fault_model: FaultModel, name: str, descriptio
         return to_svg(figure, name, f"Code of {tensor.name}", description)
 
 
-def _draw_bits(axes: Axes, code: Code, protected: Sequence[int]) -> None:
+def _draw_bits(axes: Axes, code: Code | TwoWordCode, protected: Sequence[int]) -> None:
     """The bit pattern of the words along the weights: filled where the bit is 1, half toned where too fine to draw."""
     grid = np.linspace(-_EDGE, _EDGE, _GRID + 1)
     stored = code.words[code.cells((grid[:-1] + grid[1:]) / 2)]

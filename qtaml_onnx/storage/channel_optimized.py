@@ -40,7 +40,15 @@ from qtaml_onnx.storage.readout import (
     word_sums,
 )
 
-__all__ = ["MAX_DESIGN_BITS", "design_channel_optimized"]
+__all__ = [
+    "MAX_DESIGN_BITS",
+    "Source",
+    "companded_boundaries",
+    "design_channel_optimized",
+    "group_weights",
+    "lower_envelope",
+    "standard_sources",
+]
 
 MAX_DESIGN_BITS = 12
 _ATOMS = 8192  # groups of neighbouring weights that the design sees, for each of two ways of grouping
@@ -57,7 +65,7 @@ _TENSOR_STEPS, _TENSOR_HEAT = 75, 0.005  # the same for the weights at hand, one
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """Weights in ascending order, grouped into atoms: positions, and cumulative importance and first moment."""
 
     position: FloatArray  # [atoms] centroids
@@ -66,14 +74,17 @@ class _Source:
 
     @property
     def total(self) -> float:
+        """Total importance."""
         return float(self.cumulative[0, -1])
 
     @property
     def mean(self) -> float:
+        """Mean weight."""
         return float(self.cumulative[1, -1] / self.total)
 
     @property
     def variance(self) -> float:
+        """Variance of the weights."""
         return max(0.0, self.second / self.total - self.mean**2)
 
     def cells(self, boundaries: FloatArray) -> FloatArray:
@@ -91,7 +102,7 @@ class _Design:
     mse: float
 
 
-def _group(x: FloatArray, importance: FloatArray | None) -> _Source:
+def group_weights(x: FloatArray, importance: FloatArray | None) -> Source:
     """Group sorted weights: finely where they are many (equal counts) and where they are far apart (equal widths)."""
     order = None if importance is None else np.argsort(x)
     ordered = np.sort(x) if order is None else x[order]
@@ -113,18 +124,18 @@ def _group(x: FloatArray, importance: FloatArray | None) -> _Source:
     weight, first = weight[live], first[live]
     cumulative = np.zeros((2, len(weight) + 1))
     np.cumsum([weight, first], axis=1, out=cumulative[:, 1:])
-    return _Source(first / weight, cumulative, second)
+    return Source(first / weight, cumulative, second)
 
 
 @lru_cache(maxsize=1)
-def _standard_sources() -> tuple[_Source, ...]:
+def standard_sources() -> tuple[Source, ...]:
     """Quantiles of the standard Gaussian and Laplacian: weight tensors lie near or between the two."""
     half = (np.arange(2048) + 0.5) / 4096  # probabilities below the median
     quantiles = (-ndtri(half), -np.log(2.0 * half) / np.sqrt(2.0))
-    return tuple(_group(np.concatenate([-quantile, quantile]), None) for quantile in quantiles)
+    return tuple(group_weights(np.concatenate([-quantile, quantile]), None) for quantile in quantiles)
 
 
-def _lower_envelope(m1: FloatArray, m2: FloatArray) -> tuple[IntArray, FloatArray]:
+def lower_envelope(m1: FloatArray, m2: FloatArray) -> tuple[IntArray, FloatArray]:
     """The lines −2 x m1(u) + m2(u) that are least somewhere: their u, in ascending x, and the x where each gives way.
 
     They are the vertices of the lower convex hull of the points (m1, m2). A point on or above the chord of any two
@@ -147,7 +158,7 @@ def _scatter(words: IntArray, cells: FloatArray, size: int) -> FloatArray:
     return sums
 
 
-def _alternate(source: _Source, rates: FlipRates, start: _Design, iterations: int) -> _Design:
+def _alternate(source: Source, rates: FlipRates, start: _Design, iterations: int) -> _Design:
     """Alternate decoder and encoder from ``start`` until the mean-square error has converged."""
     size = 1 << rates.bits
     words, boundaries, mse = start.words, start.boundaries, np.inf
@@ -155,7 +166,7 @@ def _alternate(source: _Source, rates: FlipRates, start: _Design, iterations: in
     for _ in range(iterations):
         table = posterior_table(rates, sums[0], sums[1])
         m1, m2 = apply_transition(rates, np.stack([table, table**2]))
-        new_words, new_boundaries = _lower_envelope(m1, m2)
+        new_words, new_boundaries = lower_envelope(m1, m2)
         sums = _scatter(new_words, source.cells(new_boundaries), size)
         new_mse = (source.second - 2.0 * sums[1] @ m1 + sums[0] @ m2) / source.total
         if new_mse > mse * (1.0 - _TOLERANCE):
@@ -166,7 +177,7 @@ def _alternate(source: _Source, rates: FlipRates, start: _Design, iterations: in
     return _Design(words, boundaries, float(mse))
 
 
-def _anneal(source: _Source, rates: FlipRates, design: _Design, steps: int, heat: float, seed: int) -> _Design:
+def _anneal(source: Source, rates: FlipRates, design: _Design, steps: int, heat: float, seed: int) -> _Design:
     """Anneal the index assignment of ``design``, then alternate again; the better of before and after."""
     if design.mse <= _NOTHING * source.variance:
         return design
@@ -178,7 +189,7 @@ def _anneal(source: _Source, rates: FlipRates, design: _Design, steps: int, heat
     return min(design, _alternate(source, rates, _Design(words, edges, np.inf), _FULL), key=lambda d: d.mse)
 
 
-def _companded(source: _Source, bits: int) -> FloatArray:
+def companded_boundaries(source: Source, bits: int) -> FloatArray:
     """Boundaries of 2^bits cells whose density goes with the cube root of the source's (Panter & Dite 1951)."""
     count = source.cumulative[0] / source.total
     steps = np.linspace(0.0, 1.0, min(len(source.position), 2048) + 1)
@@ -193,8 +204,8 @@ def _companded(source: _Source, bits: int) -> FloatArray:
 def _references(rates: FlipRates) -> tuple[_Design, ...]:
     """Thoroughly annealed codes of the standard sources: the starts that serve most tensors best."""
     designs = []
-    for source in _standard_sources():
-        start = _Design(np.arange(1 << rates.bits), _companded(source, rates.bits), np.inf)
+    for source in standard_sources():
+        start = _Design(np.arange(1 << rates.bits), companded_boundaries(source, rates.bits), np.inf)
         design = _alternate(source, rates, start, _FULL)
         if not rates.is_zero:
             for seed, heat in enumerate(_REFERENCE_HEATS):
@@ -203,7 +214,7 @@ def _references(rates: FlipRates) -> tuple[_Design, ...]:
     return tuple(designs)
 
 
-def _starts(source: _Source, rates: FlipRates) -> list[_Design]:
+def _starts(source: Source, rates: FlipRates) -> list[_Design]:
     """Encoders to alternate from: two's complement, words in natural order on two sets of cells, and the references.
 
     The references' boundaries are carried over in the companded domain: to where the weights' cells lie equally dense.
@@ -213,17 +224,17 @@ def _starts(source: _Source, rates: FlipRates) -> list[_Design]:
     natural, span = np.arange(1 << bits), max(-source.position[0], source.position[-1])
     starts = [
         (uniform.words, uniform.boundaries),
-        (natural, _companded(source, bits)),
+        (natural, companded_boundaries(source, bits)),
         (natural, 0.6 * span * (natural[1:] / (1 << (bits - 1)) - 1.0)),
     ]
-    grid = _companded(source, _GRID_BITS)
-    for standard, design in zip(_standard_sources(), _references(rates), strict=True):
-        carried = np.interp(design.boundaries, _companded(standard, _GRID_BITS), grid)
+    grid = companded_boundaries(source, _GRID_BITS)
+    for standard, design in zip(standard_sources(), _references(rates), strict=True):
+        carried = np.interp(design.boundaries, companded_boundaries(standard, _GRID_BITS), grid)
         starts.append((design.words, carried))
     return [_Design(words, boundaries, np.inf) for words, boundaries in starts]
 
 
-def _search(source: _Source, rates: FlipRates) -> _Design:
+def _search(source: Source, rates: FlipRates) -> _Design:
     """The best encoder found: every start for a while, the two best to the end, then a short annealing."""
     if source.position[0] == source.position[-1]:  # all weights are equal: one cell, any word
         return _Design(np.zeros(1, dtype=np.int64), np.empty(0), 0.0)
@@ -275,7 +286,7 @@ def design_channel_optimized(
         flat = flat.astype(np.float64)
     weight = None if importance is None else np.ravel(np.broadcast_to(np.asarray(importance, np.float64), values.shape))
     stride = -(-flat.size // _MOST_SORTED)  # sorting takes a second array; every other weight is as good a source
-    source = _group(flat[::stride], None if weight is None else weight[::stride])
+    source = group_weights(flat[::stride], None if weight is None else weight[::stride])
     design = _search(source, rates)
     code = Code("channel-optimized", bits, design.boundaries, design.words, np.zeros(1 << bits))
     sums_of_code = sums_under(code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,9 +24,11 @@ __all__ = [
     "decode_tensor",
     "encode_tensor",
     "factors_of",
+    "join_words",
     "mean_square",
     "normalise",
     "read_table",
+    "split_words",
 ]
 
 _BLOCK = 1 << 22
@@ -124,21 +126,42 @@ def encode_tensor(plan: TensorPlan, weights: NDArray[np.generic]) -> NDArray[np.
         weights: Float weights, or the integers of a quantised weight.
 
     Returns:
-        int8, uint8 or uint16, the shape of `weights`: the words as the initializer holds them.
+        int8, uint8 or uint16, the shape of `weights`: the words as the initializer holds them. Of two words a weight
+        uint32, which `split_words` makes the initializers of.
     """
     if plan.form in ("dequantize", "integer-table"):
         mask = (1 << plan.bits) - 1
         kept = np.asarray(weights).astype(np.uint8, copy=False) & np.uint8(mask)
         return kept.view(plan.words_type.lower())
     rows, columns = _scales(plan, plan.weight_scales, np.ndim(weights))
-    code = plan.code.code()
-    words = np.empty(np.shape(weights), dtype=np.uint8 if plan.bits <= 8 else np.uint16)
+    grouped = plan.grouped_code()
+    if grouped is not None:
+        return grouped.encode(weights.astype(np.float32, copy=False) / factors_of(rows, columns, (...,), weights.shape))
+    two = plan.form == "two-words"
+    code = plan.code.two_words() if two else plan.code.code()
+    dtype = np.uint32 if two else np.uint8 if plan.bits <= 8 else np.uint16
+    words = np.empty(np.shape(weights), dtype=dtype)
     for block in blocks(words.shape):
         values = weights[block].astype(np.float32, copy=False)
         if plan.quantized and plan.zero_point:
             values = values - np.float32(plan.zero_point)
         words[block] = code.encode(values / factors_of(rows, columns, block, words.shape))
     return words.view(np.int8) if plan.words_type == "INT8" else words
+
+
+def split_words(plan: TensorPlan, words: NDArray[np.integer]) -> list[NDArray[np.integer]]:
+    """What each initializer of `plan.stored_words` holds of words as `encode_tensor` gives them."""
+    if plan.form != "two-words":
+        return [words]
+    low = plan.word_lengths[1]
+    return [half.astype(plan.words_type.lower()) for half in (words >> low, words & np.uint32((1 << low) - 1))]
+
+
+def join_words(plan: TensorPlan, parts: Sequence[NDArray[np.integer]]) -> NDArray[np.integer]:
+    """The inverse of `split_words`."""
+    if plan.form != "two-words":
+        return parts[0]
+    return parts[0].astype(np.uint32) << plan.word_lengths[1] | parts[1]
 
 
 def decode_tensor(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -175,6 +198,11 @@ def decode_integers(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.
 
 
 def _looked_up(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.float32]:
+    if plan.form == "two-words":
+        return np.asarray(plan.code.two_words().table[words])
+    grouped = plan.grouped_code()
+    if grouped is not None:
+        return np.asarray(table_array(plan).astype(np.float32)[grouped.index(words)])
     index = words.view(np.uint8) if words.dtype == np.int8 else words
     return np.asarray(table_array(plan).astype(np.float32)[index])
 
@@ -182,11 +210,15 @@ def _looked_up(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.float
 def read_table(tensor: TensorPlan) -> FloatArray:
     """The normalised weight that each stored word is read as, float64 [2^bits], in the hardened model's arithmetic.
 
-    Where channels differ in their gain, that of the median channel.
+    Where channels differ in their gain, that of the median channel; where they differ in their code, the first code's.
     """
     ratio = float(np.median(np.divide(tensor.scales, tensor.weight_scales)))
     if tensor.form == "integer-grid":  # but for the rounding, which is another one in every channel
         return table_array(tensor).astype(np.float64) * ratio
+    if tensor.channel_codes is not None:
+        return table_array(tensor).astype(np.float64)[: 1 << tensor.bits] * ratio
+    if tensor.form == "two-words":
+        return tensor.code.two_words().table.astype(np.float64) * ratio
     words = np.arange(1 << tensor.bits, dtype=word_dtype(tensor.bits)).view(tensor.words_type.lower())
     if tensor.quantized:
         return decode_tensor(tensor, words).astype(np.float64) / tensor.weight_scales[0]

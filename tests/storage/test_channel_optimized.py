@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from qtaml_onnx.channel import FlipRates, capacity, gaussian_noise_to_signal_bound, transition_matrix
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.storage.assignment import anneal_assignment
-from qtaml_onnx.storage.channel_optimized import _lower_envelope, design_channel_optimized
+from qtaml_onnx.storage.channel_optimized import design_channel_optimized, lower_envelope
 from qtaml_onnx.storage.codes import Code, best_mask, uniform_code, word_histogram
 from qtaml_onnx.storage.readout import ReadOut, design_readout, error_moments, word_sums
 
@@ -28,13 +28,13 @@ def decibel(ratio: float) -> float:
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 10**9), st.integers(1, 60), st.booleans())
-def test_lower_envelope_is_the_dense_argmin(seed: int, lines: int, rounded: bool) -> None:
+def testlower_envelope_is_the_dense_argmin(seed: int, lines: int, rounded: bool) -> None:
     """Ties and parallel lines included (rounded draws): the cost is the minimum everywhere, if not the line."""
     rng = np.random.default_rng(seed)
     m1, m2 = rng.standard_normal(lines), rng.standard_normal(lines)
     if rounded:
         m1, m2 = np.round(m1), np.round(m2)
-    words, boundaries = _lower_envelope(m1, m2)
+    words, boundaries = lower_envelope(m1, m2)
     x = rng.standard_normal(200) * 2
     cost = m2[None, :] - 2 * x[:, None] * m1[None, :]
     chosen = words[np.searchsorted(boundaries, x, side="right")]
