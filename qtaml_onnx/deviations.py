@@ -10,6 +10,7 @@ faults, and the calibration samples run through it. Ours.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from itertools import groupby
 
 import numpy as np
 import onnx_ir as ir
@@ -92,7 +93,8 @@ class DeviationRestorer:
         Raises:
             InputError: if the instrumented model does not run on the data.
         """
-        layers = {tensor.name: self.layers[tensor.name] for tensor in plan.tensors if self._scaled(tensor)}
+        entries = groupby(plan.tensors, key=lambda tensor: tensor.name)
+        layers = {name: self.layers[name] for name, parts in entries if self._scaled(list(parts))}
         if not layers:
             return plan
         rates = np.stack([plan.fault_model.p01, plan.fault_model.p10]).astype(np.float32)
@@ -111,17 +113,20 @@ class DeviationRestorer:
             for tensor in plan.tensors:
                 if tensor.name in layers:
                     step = transfer_correction(self._clean[tensor.name], [found[tensor.name] for found in seen])
-                    scales = np.asarray(tensor.scales, dtype=np.float64) * step
+                    own = step if tensor.part is None else step[list(tensor.part.channels)]
+                    scales = np.asarray(tensor.scales, dtype=np.float64) * own
                     tensor = tensor.model_copy(update={"scales": floats(scales.astype(np.float32))})
                 tensors.append(tensor)
             plan = plan.model_copy(update={"tensors": tuple(tensors)})
         return plan
 
-    def _scaled(self, tensor: TensorPlan) -> bool:
-        layer = self.layers.get(tensor.name)
-        if layer is None or tensor.bias is None or tensor.quantized or layer.output in self.outputs:
+    def _scaled(self, parts: list[TensorPlan]) -> bool:
+        """Whether a tensor's scales, those of all its parts, are corrected."""
+        first = parts[0]  # which has the layer's bias
+        layer = self.layers.get(first.name)
+        if layer is None or first.bias is None or first.quantized or layer.output in self.outputs:
             return False
-        return len(tensor.scales) == len(layer.bias)
+        return sum(len(part.scales) for part in parts) == len(layer.bias)
 
 
 def transfer_correction(clean: LayerStatistics, faulty: list[LayerStatistics]) -> NDArray[np.float64]:

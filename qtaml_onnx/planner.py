@@ -11,36 +11,26 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qtaml_onnx.allocation import Allocation
-from qtaml_onnx.biases import bias_plan, restored_deviation
-from qtaml_onnx.codebooks import CodeBooks, restored_gain
+from qtaml_onnx.biases import bias_plan
+from qtaml_onnx.channel_groups import Part, split
+from qtaml_onnx.choices import Conditions, fixed_length_choices, join_parts, word_length_choices
+from qtaml_onnx.codebooks import CodeBooks
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.forms import floats, read_out_form
-from qtaml_onnx.integer_bias import integer_bias
-from qtaml_onnx.layers import Layer, LayerStatistics, extra_variance, find_layer
+from qtaml_onnx.layers import Layer, LayerStatistics, find_layer
 from qtaml_onnx.menu import Choice, Menu
-from qtaml_onnx.methods import Design, Method
+from qtaml_onnx.methods import Method
 from qtaml_onnx.modelio import SourceModel
-from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.plan import FaultModel, LeftOutTensor, StoragePlan
+from qtaml_onnx.preparation import prepare
 from qtaml_onnx.protection import Protection, scheme
-from qtaml_onnx.recoding import (
-    analysis_model,
-    design_choice,
-    kept_choices,
-    one_step_a_channel,
-    packed_words,
-    rounding_noise,
-    unit_ratio,
-)
+from qtaml_onnx.recoding import analysis_model
 from qtaml_onnx.sensitivity import Sensitivity
 from qtaml_onnx.small import SmallStorage
-from qtaml_onnx.storage import word_sums
-from qtaml_onnx.storage.channel_optimized import design_channel_optimized
-from qtaml_onnx.storage.tensor import mean_square
-from qtaml_onnx.tensor_plan import BiasPlan, CodeSpec, TensorPlan, table_bits
-from qtaml_onnx.tensors import LONGEST_KEPT, Scaling, ScalingKind, TensorData, gather
-from qtaml_onnx.uniform_codes import DEFAULT_CODE, candidate_codes
-from qtaml_onnx.weights import Inventory, LeftOut, find_weights
+from qtaml_onnx.tensor_design import Correction, tensor_plan
+from qtaml_onnx.tensor_plan import BiasPlan, TensorPlan, table_bits
+from qtaml_onnx.tensors import Scaling, ScalingKind, TensorData, gather
+from qtaml_onnx.uniform_codes import DEFAULT_CODE
+from qtaml_onnx.weights import Inventory, find_weights
 
 __all__ = ["Allocation", "Menu", "Planner", "prepare"]
 
@@ -49,35 +39,6 @@ LONGEST_WORD = 12
 _TABLE_SHARE = 0.03
 _REFINEMENTS = 5
 _LEAST_STEP = 1e-3
-
-
-def prepare(
-    source: SourceModel,
-    include: list[str] | None = None,
-    exclude: list[str] | None = None,
-    *,
-    weights_needed: bool = True,
-    keep_codes: bool = False,
-) -> Inventory:
-    """Folds the weights of a model that are computed from constants, in place, and lists what is stored where.
-
-    With `keep_codes`, quantised weights whose words cannot be kept are left out.
-
-    Raises:
-        InputError: if a pattern matches nothing, or there is no weight to store and one is needed.
-    """
-    FoldWeights()(source.model)
-    inventory = find_weights(source.model).select(include, exclude)
-    if keep_codes:
-        long = [weight for weight in inventory.weights if weight.grid is not None and weight.grid.bits > LONGEST_KEPT]
-        inventory.weights = [weight for weight in inventory.weights if weight not in long]
-        inventory.left_out += [LeftOut(weight.name, "words of 16 bits: too long for --keep-codes") for weight in long]
-    if weights_needed and not inventory.weights:
-        raise InputError(
-            f"{source.path}: no weights to harden: no constant operand of Conv, Gemm, MatMul, Gather or the like; "
-            "`qtaml-onnx inspect` tells what is left out and why"
-        )
-    return inventory
 
 
 class Planner:
@@ -141,6 +102,8 @@ class Planner:
         self._menus: dict[tuple[str, bool], Menu] = {}
         self._scalings: dict[tuple[str, str], Scaling] = {}
         self._books: CodeBooks | None = None
+        self._parts: dict[str, list[Part]] = {}
+        self._joined_menus: dict[tuple[str, str, bytes], list[Choice]] = {}
 
     @property
     def analysis(self) -> ir.Model:
@@ -218,6 +181,28 @@ class Planner:
             probed.append(tensor.weight.size * tensor.unit_energy(self._scalings[probed_with, tensor.name]))
         return [e * m / p for e, m, p in zip(energy, magnitude, probed, strict=True)]
 
+    def parts(self, method: Method) -> list[Part]:
+        """What gets planes of its own under a method: the tensors, or groups of their output channels."""
+        return self._parts.get(method.name) or [Part(tensor) for tensor in self.tensors]
+
+    def use_channel_energies(self, energies: Mapping[str, NDArray[np.float64]], method: Method) -> None:
+        """Lets a method share out planes by output channel.
+
+        Args:
+            energies: By tensor, output noise energy a channel for noise of one variance in its weights as the method
+                normalises them, float64 [channels], in any unit; tensors without stay whole.
+            method: The method.
+        """
+        self._parts[method.name] = [
+            part for tensor in self.tensors for part in split(tensor, energies.get(tensor.name))
+        ]
+        self._menus = {key: menu for key, menu in self._menus.items() if menu.method.name != method.name}
+
+    def _weighted_parts(self, method: Method) -> list[tuple[Part, float]]:
+        """The parts, each with the output noise energy for normalised noise of variance 1 in it."""
+        weights = dict(zip((tensor.name for tensor in self.tensors), self._weighting(method), strict=True))
+        return [(part, weights[part.name] * part.share) for part in self.parts(method)]
+
     def menu(self, method: Method, progress: Callable[[], None] = lambda: None, *, protectable: bool = True) -> Menu:
         """The choices at one word length: 0, 1, 2, … protected planes, or 0 alone; made once a method."""
         key = (method.name, protectable)
@@ -225,34 +210,24 @@ class Planner:
             return self._menus[method.name, True]
         if key not in self._menus:
             choices = []
-            for tensor, weight in zip(self.tensors, self._weighting(method), strict=True):
-                choices.append(self._fixed_length(method, tensor, weight, protectable))
-                progress()
+            for part, weight in self._weighted_parts(method):
+                choices.append(self._fixed_length(method, part, weight, protectable))
+                if not part.number:
+                    progress()
             self._menus[key] = Menu(method, choices)
         return self._menus[key]
 
-    def _fixed_length(self, method: Method, tensor: TensorData, weight: float, protectable: bool) -> list[Choice]:
-        kept = kept_choices(method, tensor, weight, self.rates, self.residual, protectable)
-        if kept and (self.keep_codes or method.code != "channel-optimized"):
-            return kept
-        size, x = tensor.weight.size, self.normalised(method, tensor)
-        rounding = rounding_noise(tensor, self.scaling(method, tensor))
-        if method.code == "channel-optimized":
-            books, signal, bits = self.books(method), weight * mean_square(x), self._word_bits(tensor)
-            coded = [
-                Choice(bits, m, size * m, signal * books.book(bits, m).noise_to_signal + weight * rounding)
-                for m in (range(bits + 1) if protectable else (0,))
-            ]
-            # A quantised model's own words are exact without faults: they stay unless another code has less noise.
-            pairs = [(kept[min(m, len(kept) - 1)] if kept else choice, choice) for m, choice in enumerate(coded)]
-            return [own if own.energy <= choice.energy else choice for own, choice in pairs]
-        candidates = candidate_codes(self.codes.get(method.name, DEFAULT_CODE), self.bits, x, self.rates)
-        made = [
-            method.designs(x, code, self.rates, residual=self.residual, protectable=protectable) for code in candidates
-        ]
-        # A code whose exposed planes hold nothing fragile has fewer designs: beyond, protection gains nothing.
-        best = [min(designs, key=lambda design: design.noise) for designs in zip(*made, strict=False)]
-        return [design_choice(tensor, replace(design, noise=design.noise + rounding), weight) for design in best]
+    def _fixed_length(self, method: Method, part: Part, weight: float, protectable: bool) -> list[Choice]:
+        conditions = Conditions(
+            self.rates,
+            self.residual,
+            self.bits,
+            self.codes.get(method.name, DEFAULT_CODE),
+            self.keep_codes,
+            lambda: self.books(method),
+        )
+        scaling = self.scaling(method, part.tensor)
+        return fixed_length_choices(method, part, weight, scaling, conditions, protectable=protectable)
 
     def _word_bits(self, tensor: TensorData) -> int:
         """Word length of a tensor where it is not chosen: that of the words which a quantised model brings along."""
@@ -261,9 +236,7 @@ class Planner:
     def word_length_menu(
         self, method: Method, progress: Callable[[], None] = lambda: None, *, longest: int = LONGEST_WORD
     ) -> Menu:
-        """The choices where each tensor may have a word length of its own; cost is all stored bits, parity included.
-
-        With ideal protection nothing is protected: a bit that costs nothing and never fails would win everywhere.
+        """The choices where each tensor may have a word length of its own: see `word_length_choices`.
 
         Raises:
             InputError: if the method has no code books, or the model brings its own words along.
@@ -279,17 +252,12 @@ class Planner:
             if tensor.fixed is not None and self.keep_codes:
                 raise InputError(f"'{tensor.name}' has words already; leave out --bits-per-weight or --keep-codes")
         books, choices = self.books(method), []
-        for tensor, weight in zip(self.tensors, self._weighting(method), strict=True):
-            size, signal = tensor.weight.size, weight * mean_square(self.normalised(method, tensor))
-            rounding = weight * rounding_noise(tensor, self.scaling(method, tensor))
-            options = []
-            for bits in range(1, min(longest, self.rates.bits) + 1):
-                for protected in (0,) if self.protection.name == "ideal" else (0, bits):
-                    cost = size * bits + self.protection.parity_bits(size * protected)
-                    noise = books.book(bits, protected).noise_to_signal
-                    options.append(Choice(bits, protected, cost, signal * noise + rounding))
-            choices.append(options)
-            progress()
+        longest = min(longest, self.rates.bits)
+        for part, weight in self._weighted_parts(method):
+            scaling = self.scaling(method, part.tensor)
+            choices.append(word_length_choices(part, weight, scaling, books, self.protection, longest))
+            if not part.number:
+                progress()
         return Menu(method, choices)
 
     def books(self, method: Method) -> CodeBooks:
@@ -363,12 +331,12 @@ class Planner:
     def plan(self, menu: Menu, allocation: Sequence[int]) -> StoragePlan:
         """The plan of an allocation."""
         method = menu.method
-        chosen = [choices[index] for choices, index in zip(menu.choices, allocation, strict=True)]
-        bits = sum(tensor.weight.size * choice.bits for tensor, choice in zip(self.tensors, chosen, strict=True))
-        energy = sum(choice.energy for choice in chosen)
+        chosen = self._joined(menu, allocation)
+        bits = sum(part.size * choice.bits for part, choice in chosen)
+        energy = sum(choice.energy for _part, choice in chosen)
         tensors = tuple(
-            self._tensor_plan(method, tensor, choice, stream, choice.energy / energy * bits if energy > 0 else 0.0)
-            for stream, (tensor, choice) in enumerate(zip(self.tensors, chosen, strict=True))
+            self._tensor_plan(method, part, choice, stream, choice.energy / energy * bits if energy > 0 else 0.0)
+            for stream, (part, choice) in enumerate(chosen)
         )
         longest = max((tensor.bits for tensor in tensors), default=0)
         longest = longest if self.small is None else max(longest, 8)
@@ -385,92 +353,41 @@ class Planner:
         )
         return plan if self.small is None else self.small.added_to(plan)
 
-    def _design(self, method: Method, choice: Choice, x: NDArray[np.float32], worth: float) -> Design:
-        """The design of a choice: the shared code book with a gain of the tensor's own, or a code book of its own.
+    def _joined(self, menu: Menu, allocation: Sequence[int]) -> list[tuple[Part, Choice]]:
+        """The parts with what was chosen for each, those of a tensor for which the same was chosen as one."""
+        method = menu.method
 
-        Its own pays where it saves a larger share of the model's noise than its table adds to the model's bits.
+        def choices(part: Part) -> list[Choice]:
+            key = (method.name, part.name, b"" if part.channels is None else part.channels.tobytes())
+            if key not in self._joined_menus:
+                weights = dict(zip((tensor.name for tensor in self.tensors), self._weighting(method), strict=True))
+                self._joined_menus[key] = self._fixed_length(method, part, weights[part.name] * part.share, True)
+            return self._joined_menus[key]
 
-        Args:
-            method: The method.
-            choice: What was chosen.
-            x: Normalised weights.
-            worth: What the tensor's noise is worth in bits: its share of all predicted noise energy, times all bits.
-        """
-        if choice.design is not None:
-            return choice.design
-        books = self.books(method)
-        rates, planes = books.rates(choice.bits, choice.protected)
-        book = books.book(choice.bits, choice.protected)
-        gain, noise = restored_gain(book.readout, rates, word_sums(book.code, x))
-        shared = Design(book.code, book.readout, planes, noise, gain)
-        price = table_bits(choice.bits)
-        if worth < price or noise <= 0:
-            return shared
-        code, readout = design_channel_optimized(x, rates, restore_gain=False)
-        gain, own = restored_gain(readout, rates, word_sums(code, x))
-        return Design(code, readout, planes, own, gain) if (1 - own / noise) * worth > price else shared
+        picked = [choices[index] for choices, index in zip(menu.choices, allocation, strict=True)]
+        return join_parts(self.parts(method), picked, choices)
 
-    def _tensor_plan(self, method: Method, tensor: TensorData, choice: Choice, stream: int, worth: float) -> TensorPlan:
-        weight, grid = tensor.weight, tensor.grid
-        kept = choice.design is not None and tensor.fixed is not None
-        scaling = tensor.scaling("peak") if kept else self.scaling(method, tensor)
-        x = tensor.normalised(scaling)
-        design = self._design(method, choice, x, worth)
-        noise = design.noise if choice.design is not None else design.noise + rounding_noise(tensor, scaling)
-        bias = self.biases.get(tensor.name) if method.corrects_bias else None
-        if bias is not None and grid is not None:
-            layer, coverage = self.layers[tensor.name], self.statistics[tensor.name].coverage
-            bias = integer_bias(weight, bias, layer, tensor.values, coverage)
-        form = read_out_form(tensor, design.code, design.readout, scaling)
-        rows = form.scales.astype(np.float64) * design.gain
-        if bias is not None and form.form not in ("dequantize", "integer-table"):
-            rows = rows * self._restored(tensor, scaling, noise)
+    def _tensor_plan(self, method: Method, part: Part, choice: Choice, stream: int, worth: float) -> TensorPlan:
+        name, correction, sensitivity = part.name, None, None
+        bias = self.biases.get(name) if method.corrects_bias else None
+        if bias is not None:
+            layer, statistics = self.layers[name], self.statistics[name]
+            outputs = {str(value.name) for value in self.source.model.graph.outputs}
+            correction = Correction(bias, layer, statistics, layer.output not in outputs)
         probed, probed_with = self._probed(method)
-        sensitivity = None
         if probed is not None and probed_with == method.scaling:
-            sensitivity = probed.energy[tensor.name] * (unit_ratio(method, tensor, scaling) if kept else 1.0)
-        return TensorPlan(
-            name=tensor.name,
-            op_type=weight.op_type,
-            dtype=weight.dtype.name,
-            shape=weight.shape,
-            channel_axis=scaling.row_axis if scaling.rows.size > 1 else None,
-            code=CodeSpec.of(design.code),
-            form=form.form,
-            words_type=form.words_type,
-            weight_scales=floats(scaling.rows),
-            scales=floats(rows.astype(np.float32)),
-            input_scales=None if scaling.columns is None else floats(scaling.columns),
-            input_axis=scaling.column_axis,
-            offset=form.offset,
-            table=form.table,
-            zero_point=form.zero_point,
-            limits=form.limits,
-            packing=packed_words(tensor),
-            steps=one_step_a_channel(tensor),
-            parameter_bits=grid.parameter_bits if grid is not None else 0,
-            readout=method.readout,
-            protected_planes=design.protected_planes,
+            sensitivity = probed.energy[name] * part.share
+        return tensor_plan(
+            method,
+            part,
+            choice,
+            self.scaling(method, part.tensor),
+            lambda: self.books(method),
             stream=stream,
+            worth=worth,
+            correction=correction,
             sensitivity=sensitivity,
-            noise=noise,
-            signal=mean_square(x),
-            bias=bias,
         )
-
-    def _restored(self, tensor: TensorData, scaling: Scaling, noise: float) -> NDArray[np.float64] | float:
-        """The factor a channel that restores the layer's output deviation; 1 where there is no scale to fold it into.
-
-        Not at the model's own outputs, whose scale is the caller's.
-        """
-        layer, statistics = self.layers[tensor.name], self.statistics[tensor.name]
-        outputs = {str(value.name) for value in self.source.model.graph.outputs}
-        rows = tensor.row_units(scaling)
-        if layer.output in outputs or scaling.rows.size != len(layer.bias) or rows is None:
-            return 1.0
-        columns = None if scaling.columns is None else scaling.columns.astype(np.float64)
-        added = noise * rows**2 * extra_variance(layer, statistics, columns)
-        return restored_deviation(statistics, added)
 
 
 def _longest_word(total: float) -> int:

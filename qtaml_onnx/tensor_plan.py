@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.storage.codes import UNIFORM_KINDS, Code, uniform_code
 
 __all__ = [
     "BiasPlan",
+    "ChannelPart",
     "CodeSpec",
     "PackedWords",
     "PlanValue",
@@ -172,15 +173,41 @@ class BiasPlan(PlanValue):
         return bits + (self.quantized.metadata_bits if self.quantized else 0)
 
 
+class ChannelPart(PlanValue):
+    """Which output channels of a tensor a plan is of, where they are stored in parts with planes of their own.
+
+    Attributes:
+        number: Of the part, from 0. What the parts share (scales of inputs, the layer's bias) is with the first.
+        axis: Of the output channels.
+        extent: Output channels of the whole tensor.
+        channels: Those of this part, ascending.
+    """
+
+    number: int
+    axis: int
+    extent: int
+    channels: tuple[int, ...]
+
+    @property
+    def order_type(self) -> str:
+        """ONNX element type of the place of each channel among the parts' channels."""
+        return "UINT8" if self.extent <= 256 else "UINT16"
+
+    @property
+    def order_bits(self) -> int:
+        """Bits of the places of all channels, stored once for all parts."""
+        return ir.DataType[self.order_type].bitwidth * self.extent
+
+
 class TensorPlan(PlanValue):
-    """How one weight tensor is stored and read.
+    """How one weight tensor, or some output channels of one, is stored and read.
 
     Attributes:
         name: The tensor, as `inspect` names it.
         op_type: The operator that reads it.
         dtype: The ONNX element type of the constant in the source model: a float type, or the integers of a quantised
             weight; UINT8 of packed words.
-        shape: Its shape.
+        shape: Its shape; of a part, that of its channels alone.
         channel_axis: The axis along which `scales` run; None for a single scale.
         code: The code, on weights divided by their channel's `weight_scales`.
         form: How the graph reads it: `affine` is (word − offset)·scale, `table` is table[word]·scale. The others give
@@ -210,6 +237,7 @@ class TensorPlan(PlanValue):
         sensitivity: Output noise energy a unit of normalised noise variance (J²N, scales included).
         noise: Predicted mean-square error of a normalised weight as read, quantisation included.
         signal: Mean square of the normalised weights.
+        part: Which output channels it is of; None of a whole tensor.
     """
 
     name: str
@@ -238,6 +266,27 @@ class TensorPlan(PlanValue):
     noise: float = Field(ge=0)
     signal: float = Field(ge=0)
     bias: BiasPlan | None = None
+    part: ChannelPart | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plans of whole tensors read as they did before there were parts, so that their hashes stay."""
+        fields: dict[str, Any] = serialise(self)
+        if self.part is None:
+            fields.pop("part", None)
+        return fields
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """Shape of the tensor, of which this may be a part."""
+        if self.part is None:
+            return self.shape
+        return (*self.shape[: self.part.axis], self.part.extent, *self.shape[self.part.axis + 1 :])
+
+    @property
+    def label(self) -> str:
+        """The tensor's name, and the number of the part."""
+        return self.name if self.part is None else f"{self.name}.part{self.part.number}"
 
     @property
     def bits(self) -> int:
@@ -260,7 +309,7 @@ class TensorPlan(PlanValue):
     @property
     def words_name(self) -> str:
         """Name of the initializer that holds the stored words."""
-        return f"{self.name}.words"
+        return f"{self.label}.words"
 
     @property
     def table_type(self) -> str:
@@ -284,7 +333,10 @@ class TensorPlan(PlanValue):
     @property
     def metadata_bits(self) -> int:
         """Bits beside the words and the table that must themselves be safe: scales, offset, bias correction."""
-        bits = self.parameter_bits + 16 * len(self.input_scales or ())
+        first = self.part is None or self.part.number == 0
+        bits = self.parameter_bits + (16 * len(self.input_scales or ()) if first else 0)
+        if self.part is not None and first:
+            bits += self.part.order_bits
         if self.form in ("affine", "table", "integer-grid"):
             bits += 32 * len(self.scales)
         if self.form == "affine" and self.offset:

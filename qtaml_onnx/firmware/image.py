@@ -255,6 +255,11 @@ def plan_bits(tensor: TensorPlan) -> int:
 
 
 def _check_tensor(tensor: TensorPlan) -> None:
+    if tensor.part is not None:
+        raise InputError(
+            f"'{tensor.name}' is stored in parts by output channel, which the C reader does not know; "
+            "harden with --granularity tensor"
+        )
     if tensor.form not in _FORMS or tensor.words_type not in _WORDS:
         raise InputError(
             f"'{tensor.name}': the C reader knows no {tensor.words_type} words read as '{tensor.form}'; --exclude it"
