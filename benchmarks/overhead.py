@@ -39,6 +39,7 @@ from qtaml_onnx.campaign.metrics import Metric
 from qtaml_onnx.campaign.statistics import t_interval
 from qtaml_onnx.campaign.trials import run_first_output
 from qtaml_onnx.carry_out import carry_out
+from qtaml_onnx.channel_probes import CHANNEL_SAMPLES, channel_energies
 from qtaml_onnx.data import input_specs, load_dataset
 from qtaml_onnx.deviations import DeviationRestorer
 from qtaml_onnx.errors import InputError
@@ -52,6 +53,7 @@ from qtaml_onnx.passes.inject_faults import RATES_INPUT, SEED_INPUT
 from qtaml_onnx.passes.substitute_weights import SubstituteWeights
 from qtaml_onnx.plan import FaultModel, StoragePlan
 from qtaml_onnx.planner import LONGEST_WORD, Planner, prepare
+from qtaml_onnx.progress import Silent
 from qtaml_onnx.report.build import SATURATION_LEVEL
 from qtaml_onnx.runtime import create_session, session_options
 from qtaml_onnx.sensitivity import Sensitivity, measure_sensitivity
@@ -81,6 +83,7 @@ class Row:
     input_scales: bool = True
     protection: str = "ideal"
     bits_per_weight: float | None = None
+    channels: bool = False
 
 
 METHOD_ROWS = {name: Row(name, name) for name in ("uniform-msp", "tac", "channel-optimized", "magnitude")}
@@ -94,6 +97,9 @@ LENGTHS = tuple(
     Row(f"{bits} bits a weight all in, {title}", "channel-optimized", protection=protection, bits_per_weight=bits)
     for bits in (8, 4)
     for protection, title in (("ideal", "nothing protected"), ("ldpc-3-5", "ldpc-3-5"))
+)
+BY_CHANNEL = tuple(
+    Row(f"{name}, by output channel", name, channels=True) for name in ("channel-optimized", "tac", "magnitude")
 )
 BASELINE = Row("plain int8", "none")
 
@@ -118,7 +124,8 @@ class Network:
         self.clean = float(self.metric.right(clean).mean())
         self._statistics: dict[str, LayerStatistics] | None = None
         self._sensitivity: dict[tuple[str, bool, bool], Sensitivity] = {}
-        self._planners: dict[tuple[float, str, bool, bool, str], Planner] = {}
+        self._channels: dict[tuple[str, bool, bool, str], dict[str, NDArray[np.float64]]] = {}
+        self._planners: dict[tuple[float, str, bool, bool, str, str], Planner] = {}
         self._values: dict[str, list[float]] = {}
         self._restorer: DeviationRestorer | None = None
 
@@ -126,7 +133,7 @@ class Network:
         """What `harden` prepares for a row: calibration, probes."""
         method = METHODS[row.method]
         bias, scales = row.bias and method.corrects_bias, row.input_scales and method.corrects_bias
-        key = (rate, method.scaling, bias, scales, row.protection)
+        key = (rate, method.scaling, bias, scales, row.protection, row.method if row.channels else "")
         if key not in self._planners:
             if time.monotonic() > self.deadline:
                 raise TimeUp
@@ -137,15 +144,22 @@ class Network:
             if method.corrects_bias:
                 made.find_layers()
                 made.use_statistics(self.statistics(made), correct_biases=bias)
-            if key[1:4] not in self._sensitivity:
-                self._sensitivity[key[1:4]] = measure_sensitivity(
+            probed = key[1:4]
+            if probed not in self._sensitivity:
+                self._sensitivity[probed] = measure_sensitivity(
                     self.source.model,
                     made.probe_weights(method),
                     self.calibration.head(PROBE_SAMPLES),
                     biases=made.biases,
                     probes=PROBES,
                 )
-            made.use_sensitivity(self._sensitivity[key[1:4]], method)
+            made.use_sensitivity(self._sensitivity[probed], method)
+            if row.channels:
+                channels = (*probed, row.method)
+                if channels not in self._channels:
+                    data = self.calibration.head(CHANNEL_SAMPLES)
+                    self._channels[channels] = channel_energies(made, method, data, Silent())
+                made.use_channel_energies(self._channels[channels], method)
             self._planners[key] = made
         return self._planners[key]
 
@@ -411,6 +425,7 @@ def tasks(rate: float) -> list[list[tuple[Task, Row]]]:
             (ranger, Row("plain int8, layer outputs in range", "none")),
         ],
         [(task, METHOD_ROWS[name]) for name in ("posterior-mean", "magnitude") for task in (nothing, overhead)],
+        [(overhead, row) for row in BY_CHANNEL],
         [(nothing, METHOD_ROWS["uniform-msp"]), *((budgets, METHOD_ROWS[n]) for n in ("channel-optimized", "tac"))],
         [*([] if high else lengths), *((overhead, row) for row in ABLATIONS)],
     ]
@@ -543,7 +558,7 @@ def ratio_table(rows: dict[str, Record]) -> Iterator[tuple[str, ...]]:
 
 def in_order(rows: dict[str, Record]) -> list[str]:
     """Rows in the order of the text above, the published alternatives last."""
-    order = [*METHOD_ROWS, *(row.name for row in (*ABLATIONS, *LENGTHS))]
+    order = [*METHOD_ROWS, *(row.name for row in (*BY_CHANNEL, *ABLATIONS, *LENGTHS))]
     return sorted(rows, key=lambda name: order.index(name) if name in order else len(order))
 
 

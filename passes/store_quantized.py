@@ -105,8 +105,8 @@ def store_quantized(
     weight: Weight,
     plan: TensorPlan,
     words: ir.TensorProtocol,
-    names: NameTable,
     shared: SharedTable,
+    names: NameTable,
 ) -> None:
     """Stores one quantised weight.
 
@@ -115,8 +115,8 @@ def store_quantized(
         weight: One of its quantised weights.
         plan: How it is stored.
         words: Its stored words.
-        names: Names in use.
         shared: Gives the table of normalised weights, which tensors may share.
+        names: Names in use.
     """
     old = weight.stored
     node, index = weight.reader

@@ -6,9 +6,10 @@ A float weight W becomes
     table    W = Cast(table)[Cast(words)] · scale               Cast, Cast, Gather, Mul
     two words  W = table[Cast(words) · 2^n + Cast(second)] · scale, the table computed from a list of cells
 
-and where the model's own type is another, a Cast to it (and a Reshape to the same shape, which keeps half-precision
-rounding in place). All is on constants, so that onnxruntime computes W once at load and nothing of it is left at
-inference. How the integers of a quantised weight are stored and read is in `store_quantized`.
+Of a weight whose output channels are stored in parts, each part is read like that, and the channels are put in order
+again by Concat and Gather. Where the model's own type is another, a Cast to it (and a Reshape to the same shape, which
+keeps half-precision rounding in place) follows. All is on constants, so that onnxruntime computes W once at load and
+nothing of it is left at inference. How the integers of a quantised weight are stored and read is in `store_quantized`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from itertools import groupby
 
 import numpy as np
 import onnx_ir as ir
@@ -26,7 +28,7 @@ from qtaml_onnx.passes._graph import NameTable, add_constant, discard, insert_at
 from qtaml_onnx.passes._two_words import PairTables
 from qtaml_onnx.passes.store_quantized import store_quantized
 from qtaml_onnx.plan import StoragePlan
-from qtaml_onnx.storage.tensor import along_channels, encode_tensor, split_words
+from qtaml_onnx.storage.tensor import along_channels, channel_order, encode_tensor, split_words
 from qtaml_onnx.tensor_plan import TensorPlan, table_array
 from qtaml_onnx.weights import Weight, find_weights
 
@@ -56,16 +58,20 @@ class StoreWeights(ir.passes.InPlacePass):
         names, tables = NameTable(model), _Tables()
         pairs = PairTables(model, names)
         later = sum(tensor.size for tensor in self.plan.tensors) > _MOST_WORDS
-        for tensor in self.plan.tensors:
-            weight = weights.get(tensor.name)
-            if weight is None or weight.shape != tensor.shape:
-                raise InputError(f"the plan's tensor '{tensor.name}' {list(tensor.shape)} is not in this model")
-            words, table = _words(tensor, weight, later), _shared(model, weight, tensor, names, tables)
+        for name, entries in groupby(self.plan.tensors, key=lambda tensor: tensor.name):
+            plans, weight = list(entries), weights.get(name)
+            if weight is None or weight.shape != plans[0].whole_shape:
+                raise InputError(f"the plan's tensor '{name}' {list(plans[0].whole_shape)} is not in this model")
+            stored = [
+                (plan, _words(plan, weight, later), _shared(model, weight, plan, names, tables)) for plan in plans
+            ]
             if weight.grid is None:
-                _store_float(model, weight, tensor, words, names, table, pairs)
+                _store_float(model, weight, stored, names, pairs)
             else:
-                store_quantized(model, weight, tensor, words[0], names, table)
-            logger.debug("store %s: %d-bit %s, %s", tensor.name, tensor.bits, tensor.code.kind, tensor.readout)
+                plan, words, table = stored[0]
+                store_quantized(model, weight, plan, words[0], table, names)
+            for plan in plans:
+                logger.debug("store %s: %d-bit %s, %s", plan.label, plan.bits, plan.code.kind, plan.readout)
         pairs.place()
         logger.info("store weights: %d tensors", len(self.plan.tensors))
         return ir.passes.PassResult(model, modified=bool(self.plan.tensors))
@@ -127,66 +133,80 @@ def _words(plan: TensorPlan, weight: Weight, later: bool) -> list[ir.TensorProto
 def _store_float(
     model: ir.Model,
     weight: Weight,
-    plan: TensorPlan,
-    words: list[ir.TensorProtocol],
+    parts: list[tuple[TensorPlan, list[ir.TensorProtocol], Callable[[], ir.Value]]],
     names: NameTable,
-    shared: Callable[[], ir.Value],
     pairs: PairTables,
 ) -> None:
-    old = weight.value
-    owner = weight.owner
-    rank = len(plan.shape)
-
-    def constant(suffix: str, array: np.ndarray) -> ir.Value:
-        return add_constant(model, owner, names.fresh(f"{plan.name}.{suffix}"), array)
-
-    stored = [
-        add_constant(model, owner, names.fresh(place.name), tensor)
-        for place, tensor in zip(plan.stored_words, words, strict=True)
-    ]
-    scales = along_channels(np.asarray(plan.scales, dtype=np.float32), rank, plan.channel_axis)
+    """Stores a float weight: a plan, its words and its table, or those of each of its parts."""
+    old, owner, whole = weight.value, weight.owner, parts[0][0]
+    rank = len(whole.shape)
     nodes: list[ir.Node] = []
 
-    def then(op_type: str, inputs: list[ir.Value], attributes: dict[str, int] | None = None) -> ir.Value:
-        node = ir.node(op_type, inputs, attributes, name=names.fresh(f"{plan.name}.read_out/{op_type}"))
-        node.outputs[0].name = names.fresh(f"{plan.name}.read_out/{op_type}_output")
+    def constant(label: str, suffix: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
+        return add_constant(model, owner, names.fresh(f"{label}.{suffix}"), array)
+
+    def then(label: str, op_type: str, inputs: list[ir.Value], attributes: dict[str, int] | None = None) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes, name=names.fresh(f"{label}.read_out/{op_type}"))
+        node.outputs[0].name = names.fresh(f"{label}.read_out/{op_type}_output")
         nodes.append(node)
         return node.outputs[0]
 
-    if plan.form == "affine":
-        value = then("Cast", stored, {"to": ir.DataType.FLOAT})
-        if plan.offset:
-            value = then("Sub", [value, constant("offset", np.asarray(plan.offset, dtype=np.float32))])
-    elif plan.form == "two-words":
-        value = pairs.read(owner, plan, stored, nodes)
-    else:
-        table = shared()
-        if plan.table_type != "FLOAT":
-            table = then("Cast", [table], {"to": ir.DataType.FLOAT})
-        index = then("Cast", stored, {"to": ir.DataType.INT32})
-        if plan.channel_groups is not None:
-            spread = tuple(-1 if i == plan.channel_axis else 1 for i in range(rank))
-            groups = np.asarray(plan.channel_groups, dtype=np.uint8).reshape(spread)
-            group = then("Cast", [constant("channel_groups", groups)], {"to": ir.DataType.INT32})
-            size = constant("code_size", np.asarray(1 << plan.bits, dtype=np.int64))
-            start = then("Mul", [group, then("Cast", [size], {"to": ir.DataType.INT32})])
-            index = then("Add", [index, start])
-        value = then("Gather", [table, index], {"axis": 0})
-    scale = constant("scale", scales)
-    if plan.input_scales is not None:
-        columns = along_channels(np.asarray(plan.input_scales, dtype=np.float16), rank, plan.input_axis)
-        factor = then("Cast", [constant("input_scale", columns)], {"to": ir.DataType.FLOAT})
-        scale = then("Mul", [scale, factor])
-    value = then("Mul", [value, scale])
+    # Constants that are nodes are each put before those before them, so that those of the first part are the last.
+    last: ir.Value | None = None
+    factor: ir.Value | None = None
+    values = []
+    for plan, words, shared in parts:
+        stored = [
+            add_constant(model, owner, names.fresh(place.name), tensor)
+            for place, tensor in zip(plan.stored_words, words, strict=True)
+        ]
+        last = stored[0] if last is None else last
+        if plan.form == "affine":
+            value = then(plan.label, "Cast", stored, {"to": ir.DataType.FLOAT})
+            if plan.offset:
+                offset = constant(plan.label, "offset", np.asarray(plan.offset, dtype=np.float32))
+                value = then(plan.label, "Sub", [value, offset])
+        elif plan.form == "two-words":
+            value = pairs.read(owner, plan, stored, nodes)
+        else:
+            table = shared()
+            if plan.table_type != "FLOAT":
+                table = then(plan.label, "Cast", [table], {"to": ir.DataType.FLOAT})
+            index = then(plan.label, "Cast", stored, {"to": ir.DataType.INT32})
+            if plan.channel_groups is not None:
+                spread = tuple(-1 if i == plan.channel_axis else 1 for i in range(rank))
+                groups = np.asarray(plan.channel_groups, dtype=np.uint8).reshape(spread)
+                group = constant(plan.label, "channel_groups", groups)
+                size = constant(plan.label, "code_size", np.asarray(1 << plan.bits, dtype=np.int64))
+                size = then(plan.label, "Cast", [size], {"to": ir.DataType.INT32})
+                group = then(plan.label, "Cast", [group], {"to": ir.DataType.INT32})
+                index = then(plan.label, "Add", [index, then(plan.label, "Mul", [group, size])])
+            value = then(plan.label, "Gather", [table, index], {"axis": 0})
+        scales = along_channels(np.asarray(plan.scales, dtype=np.float32), rank, plan.channel_axis)
+        scale = constant(plan.label, "scale", scales)
+        if plan.input_scales is not None:
+            if factor is None:
+                columns = along_channels(np.asarray(plan.input_scales, dtype=np.float16), rank, plan.input_axis)
+                columns_stored = constant(plan.name, "input_scale", columns)
+                factor = then(plan.name, "Cast", [columns_stored], {"to": ir.DataType.FLOAT})
+            scale = then(plan.label, "Mul", [scale, factor])
+        values.append(then(plan.label, "Mul", [value, scale]))
+    value = values[0]
+    if whole.part is not None:
+        order = channel_order([plan for plan, _words, _table in parts]).astype(whole.part.order_type.lower())
+        index = then(whole.name, "Cast", [constant(whole.name, "channel_order", order)], {"to": ir.DataType.INT32})
+        value = then(whole.name, "Concat", values, {"axis": whole.part.axis})
+        value = then(whole.name, "Gather", [value, index], {"axis": whole.part.axis})
     if old.dtype not in (None, ir.DataType.FLOAT):
-        value = then("Cast", [value], {"to": int(ir.DataType[plan.dtype])})
-        if ir.DataType[plan.dtype].itemsize < ir.DataType.FLOAT.itemsize:
+        value = then(whole.name, "Cast", [value], {"to": int(ir.DataType[whole.dtype])})
+        if ir.DataType[whole.dtype].itemsize < ir.DataType.FLOAT.itemsize:
             # A CPU without half-precision kernels casts back, and onnxruntime drops the two casts, rounding and all,
             # where the weight is not constant (under faults). A Reshape between them keeps the rounding.
-            shape = constant("shape", np.asarray(plan.shape, dtype=np.int64))
-            value = then("Reshape", [value, shape])
-    value.type, value.shape = ir.TensorType(ir.DataType[plan.dtype]), ir.Shape(plan.shape)
-    _take_place(old, value, owner, nodes, stored[0])
+            shape = constant(whole.name, "shape", np.asarray(whole.whole_shape, dtype=np.int64))
+            value = then(whole.name, "Reshape", [value, shape])
+    value.type, value.shape = ir.TensorType(ir.DataType[whole.dtype]), ir.Shape(whole.whole_shape)
+    if last is not None:
+        _take_place(old, value, owner, nodes, last)
 
 
 def _take_place(old: ir.Value, new: ir.Value, owner: Owner, nodes: list[ir.Node], stored: ir.Value) -> None:

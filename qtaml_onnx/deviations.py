@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 import onnx_ir as ir
@@ -95,7 +96,8 @@ class DeviationRestorer:
         Raises:
             InputError: if the instrumented model does not run on the data.
         """
-        layers = {tensor.name: self.layers[tensor.name] for tensor in plan.tensors if self._scaled(tensor)}
+        entries = groupby(plan.tensors, key=lambda tensor: tensor.name)
+        layers = {name: self.layers[name] for name, parts in entries if self._scaled(list(parts))}
         if not layers or not METHODS[plan.method].corrects_bias:
             return plan
         rates = np.stack([plan.fault_model.p01, plan.fault_model.p10]).astype(np.float32)
@@ -114,17 +116,20 @@ class DeviationRestorer:
             for tensor in plan.tensors:
                 if tensor.name in layers:
                     step = transfer_correction(self._clean[tensor.name], [found[tensor.name] for found in seen])
-                    scales = np.asarray(tensor.scales, dtype=np.float64) * step
+                    own = step if tensor.part is None else step[list(tensor.part.channels)]
+                    scales = np.asarray(tensor.scales, dtype=np.float64) * own
                     tensor = tensor.model_copy(update={"scales": floats(scales.astype(np.float32))})
                 tensors.append(tensor)
             plan = plan.model_copy(update={"tensors": tuple(tensors)})
         return plan
 
-    def _scaled(self, tensor: TensorPlan) -> bool:
-        layer = self.layers.get(tensor.name)
-        if layer is None or layer.output in self.outputs or tensor.form in ("dequantize", "integer-table"):
+    def _scaled(self, parts: list[TensorPlan]) -> bool:
+        """Whether a tensor's scales, those of all its parts, are corrected."""
+        first = parts[0]
+        layer = self.layers.get(first.name)
+        if layer is None or layer.output in self.outputs or first.form in ("dequantize", "integer-table"):
             return False
-        return len(tensor.scales) == len(layer.bias)
+        return sum(len(part.scales) for part in parts) == len(layer.bias)
 
 
 def measured_layer(weight: Weight, layer: Layer) -> Layer:

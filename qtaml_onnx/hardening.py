@@ -14,6 +14,7 @@ from qtaml_onnx.calibrate import calibrate_layers
 from qtaml_onnx.campaign import Campaign, Variant
 from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.channel import FlipRates
+from qtaml_onnx.channel_probes import CHANNEL_SAMPLES, channel_energies
 from qtaml_onnx.data import Dataset, input_specs, load_dataset, synthetic_dataset
 from qtaml_onnx.deviations import DEVICES, ROUNDS, DeviationRestorer, measured_layer
 from qtaml_onnx.errors import GateError, InputError
@@ -172,6 +173,10 @@ def harden_source(
         _calibrate(planner, calibration, options.bias_correction, progress)
     if method.needs_sensitivity and _is_probed(source, options, calibration is not None, warnings):
         _probe(planner, method, calibration, options.seed, progress, warnings)
+    if options.granularity == "channel":
+        probed = planner.sensitivity is not None and any(planner.sensitivity.energy.values())
+        data = _probe_data(planner, calibration, options.seed, CHANNEL_SAMPLES) if probed else None
+        planner.use_channel_energies(channel_energies(planner, method, data, progress, seed=options.seed), method)
     restore = _restorer(planner, calibration, options.seed)
     plan = _choose(planner, method, original, evaluation, options, restore, progress)
 
@@ -258,10 +263,7 @@ def _probe(
         )
     with progress.steps("probe sensitivity", PROBES * len(planner.tensors)) as step:
         try:
-            if calibration is not None:
-                data = calibration.head(_CALIBRATION_SAMPLES)
-            else:
-                data = synthetic_dataset(input_specs(planner.source.model), _SYNTHETIC_SAMPLES, seed, runs=PROBES)
+            data = _probe_data(planner, calibration, seed, _CALIBRATION_SAMPLES)
             sensitivity = measure_sensitivity(
                 planner.source.model,
                 planner.probe_weights(method),
@@ -281,6 +283,12 @@ def _probe(
         warnings.append(
             "noise in the weights does not reach the outputs; tensors are weighed by their magnitude instead"
         )
+
+
+def _probe_data(planner: Planner, calibration: Dataset | None, seed: int, samples: int) -> Dataset:
+    if calibration is not None:
+        return calibration.head(samples)
+    return synthetic_dataset(input_specs(planner.source.model), _SYNTHETIC_SAMPLES, seed, runs=PROBES)
 
 
 def _restorer(planner: Planner, calibration: Dataset | None, seed: int) -> Restore:

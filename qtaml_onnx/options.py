@@ -17,6 +17,7 @@ __all__ = ["DEFAULT_METHOD", "HardenOptions"]
 
 DEFAULT_METHOD = "channel-optimized"
 SENSITIVITIES = ("auto", "probe", "magnitude")
+GRANULARITIES = ("tensor", "channel")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class HardenOptions:
         budget: Most protected bits, as a fraction of all weight bits.
         target: Instead of a budget: the share of the clean metric to keep at the smallest budget; needs evaluation
             data.
+        granularity: What gets protected planes, or with `bits_per_weight` word lengths, of its own: a `tensor`, or each
+            of a few groups of its output channels (`channel`), by what noise in them adds to the outputs.
         per_tensor_scales: One scale a tensor in place of one an output channel.
         bias_correction: Whether layers get self-correcting biases, where the method has them and calibration data are
             given.
@@ -68,6 +71,7 @@ class HardenOptions:
     protection: str = "ideal"
     budget: float = 0.0
     target: float | None = None
+    granularity: str = "tensor"
     per_tensor_scales: bool = False
     bias_correction: bool = True
     input_scales: bool = True
@@ -91,6 +95,11 @@ class HardenOptions:
         method = method_named(self.method)
         if self.sensitivity not in SENSITIVITIES:
             raise InputError(f"unknown --sensitivity '{self.sensitivity}'; choose from {', '.join(SENSITIVITIES)}")
+        if self.granularity not in GRANULARITIES:
+            raise InputError(f"unknown --granularity '{self.granularity}'; choose from {', '.join(GRANULARITIES)}")
+        if self.granularity == "channel" and method.weighting in ("uniform", "none"):
+            alike = "protects the same planes everywhere" if method.weighting == "uniform" else "protects nothing"
+            raise InputError(f"--granularity channel: method {method.name} {alike}; leave it out")
         if not 0 <= self.budget <= 1:
             raise InputError(f"--budget {self.budget:g} is not a fraction; give one from 0 to 1")
         for name, value in (("--target", self.target), ("--fail-under", self.fail_under)):

@@ -17,11 +17,13 @@ from pydantic import ValidationError
 from qtaml_onnx import __version__
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.tensor_plan import BiasPlan, CodeSpec, PlanValue, TensorPlan, check_tensor
+from qtaml_onnx.plan_parts import check_parts
+from qtaml_onnx.tensor_plan import BiasPlan, ChannelPart, CodeSpec, PlanValue, TensorPlan, check_tensor
 from qtaml_onnx.textio import read_text
 
 __all__ = [
     "BiasPlan",
+    "ChannelPart",
     "CodeSpec",
     "FaultModel",
     "LeftOutTensor",
@@ -100,7 +102,7 @@ class StoragePlan(PlanValue):
         protection: The scheme that protected planes are kept by.
         parity_bits: Redundant bits of that scheme; an ideal protected bit has none.
         residual_rate: Rate at which protected planes still flip.
-        tensors: How each tensor is stored.
+        tensors: How each tensor is stored; of one whose output channels are stored in parts, each part, in a row.
         left_out: What is not, and why.
         small: How the tensors beside the weights are stored; None where they are taken to be safe.
     """
@@ -116,6 +118,11 @@ class StoragePlan(PlanValue):
     tensors: tuple[TensorPlan, ...]
     left_out: tuple[LeftOutTensor, ...] = ()
     small: SmallPlan | None = None
+
+    @property
+    def tensor_count(self) -> int:
+        """Number of tensors, however many parts they are stored in."""
+        return len({tensor.name for tensor in self.tensors})
 
     @property
     def weight_bits(self) -> int:
@@ -191,6 +198,7 @@ def read_plan(path: Path) -> StoragePlan:
         plan.fault_model.rates.truncated(plan.planes)  # refuses rates out of range, and too few
         for tensor in plan.tensors:
             check_tensor(tensor)
+        check_parts(plan.tensors)
         return plan
     except InputError as error:
         raise InputError(f"plan {path}: {error}; make it again with `qtaml-onnx harden`") from error

@@ -11,39 +11,31 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qtaml_onnx.allocation import Allocation
-from qtaml_onnx.biases import bias_plan, restored_deviation
-from qtaml_onnx.book_choice import BookKind, choose_design
+from qtaml_onnx.biases import bias_plan
+from qtaml_onnx.book_choice import BookKind
+from qtaml_onnx.channel_groups import Part, split
+from qtaml_onnx.choices import Conditions, fixed_length_choices, join_parts, word_length_choices
 from qtaml_onnx.codebooks import CodeBooks
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.forms import floats, read_out_form
-from qtaml_onnx.integer_bias import integer_bias
-from qtaml_onnx.layers import Layer, LayerStatistics, extra_variance, find_layer, product_layer
+from qtaml_onnx.layers import Layer, LayerStatistics, find_layer, product_layer
 from qtaml_onnx.menu import Choice, Menu
 from qtaml_onnx.methods import Method
 from qtaml_onnx.modelio import SourceModel
-from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.plan import FaultModel, LeftOutTensor, StoragePlan
+from qtaml_onnx.preparation import prepare
 from qtaml_onnx.protection import Protection, scheme
-from qtaml_onnx.recoding import (
-    analysis_model,
-    design_choice,
-    kept_choices,
-    one_step_a_channel,
-    packed_words,
-    rounding_noise,
-    unit_ratio,
-)
+from qtaml_onnx.recoding import analysis_model
 from qtaml_onnx.sensitivity import Sensitivity
 from qtaml_onnx.small import SmallStorage
 from qtaml_onnx.storage import Code, WordSums, word_sums
-from qtaml_onnx.storage.grouped import GroupedCode
 from qtaml_onnx.storage.histogram import sums_under
-from qtaml_onnx.storage.tensor import mean_square
-from qtaml_onnx.storage.two_words import LONGEST_PAIR, cell_sums
+from qtaml_onnx.storage.tensor import mean_square, part_of
+from qtaml_onnx.storage.two_words import LONGEST_PAIR, long_word_sums
+from qtaml_onnx.tensor_design import Books, Correction, tensor_plan
 from qtaml_onnx.tensor_plan import BiasPlan, CodeSpec, TensorPlan, table_bits
-from qtaml_onnx.tensors import LONGEST_KEPT, Scaling, ScalingKind, TensorData, gather
-from qtaml_onnx.uniform_codes import DEFAULT_CODE, candidate_codes
-from qtaml_onnx.weights import Inventory, LeftOut, find_weights
+from qtaml_onnx.tensors import Scaling, ScalingKind, TensorData, gather
+from qtaml_onnx.uniform_codes import DEFAULT_CODE
+from qtaml_onnx.weights import Inventory, find_weights
 
 __all__ = ["Allocation", "Menu", "Planner", "prepare"]
 
@@ -57,34 +49,8 @@ _PAIR_LIST = 4096
 _REFINEMENTS = 5
 _LEAST_STEP = 1e-3
 
-
-def prepare(
-    source: SourceModel,
-    include: list[str] | None = None,
-    exclude: list[str] | None = None,
-    *,
-    weights_needed: bool = True,
-    keep_codes: bool = False,
-) -> Inventory:
-    """Folds the weights of a model that are computed from constants, in place, and lists what is stored where.
-
-    With `keep_codes`, quantised weights whose words cannot be kept are left out.
-
-    Raises:
-        InputError: if a pattern matches nothing, or there is no weight to store and one is needed.
-    """
-    FoldWeights()(source.model)
-    inventory = find_weights(source.model).select(include, exclude)
-    if keep_codes:
-        long = [weight for weight in inventory.weights if weight.grid is not None and weight.grid.bits > LONGEST_KEPT]
-        inventory.weights = [weight for weight in inventory.weights if weight not in long]
-        inventory.left_out += [LeftOut(weight.name, "words of 16 bits: too long for --keep-codes") for weight in long]
-    if weights_needed and not inventory.weights:
-        raise InputError(
-            f"{source.path}: no weights to harden: no constant operand of Conv, Gemm, MatMul, Gather or the like; "
-            "`qtaml-onnx inspect` tells what is left out and why"
-        )
-    return inventory
+Channels = tuple[int, ...] | None
+"""Output channels of a part; None for the whole tensor."""
 
 
 class Planner:
@@ -152,9 +118,11 @@ class Planner:
         self._probed_with: ScalingKind = "peak"
         self._menus: dict[tuple[str, bool], Menu] = {}
         self._scalings: dict[tuple[str, str], Scaling] = {}
-        self._signals: dict[tuple[str, str], float] = {}
-        self._sums: dict[tuple[str, str, CodeSpec], WordSums] = {}
+        self._signals: dict[tuple[str, str, Channels], float] = {}
+        self._sums: dict[tuple[str, str, Channels, CodeSpec], WordSums] = {}
         self._books: CodeBooks | None = None
+        self._parts: dict[str, list[Part]] = {}
+        self._joined_menus: dict[tuple[str, str, bytes], list[Choice]] = {}
 
     @property
     def analysis(self) -> ir.Model:
@@ -205,40 +173,37 @@ class Planner:
         """Normalised weights, float32: what a code is made for."""
         return tensor.normalised(self.scaling(method, tensor))
 
-    def _signal(self, method: Method, tensor: TensorData, x: NDArray[np.float32] | None = None) -> float:
-        """Mean square of a tensor's normalised weights; `x` are these, where they are at hand."""
-        key = (method.scaling, tensor.name)
+    def _signal(self, method: Method, part: Part, x: NDArray[np.float32] | None = None) -> float:
+        """Mean square of a part's normalised weights; `x` are these, where they are at hand."""
+        key = (method.scaling, part.name, _channels(part.channels))
         if key not in self._signals:
-            self._signals[key] = mean_square(self.normalised(method, tensor) if x is None else x)
+            found = part.normalised(self.scaling(method, part.tensor)) if x is None else x
+            self._signals[key] = mean_square(found)
         return self._signals[key]
 
     def stored_sums(self, method: Method, tensor: TensorData, plan: TensorPlan) -> WordSums:
-        """Sums over a tensor's normalised weights by the word that each is stored as, or by the long word of two.
+        """Sums over the normalised weights of a plan by the word that each is stored as, or by the long word of two.
 
         Of a tensor with codes of its own for groups of channels, over the channels of the first group.
 
         Args:
             method: The method of the plan.
             tensor: The weight.
-            plan: Its plan, made here.
+            plan: Its plan, made here, or that of a part.
         """
         grouped = plan.grouped_code()
-        if plan.form == "two-words":
-            code = plan.code.two_words()
-            found = cell_sums(code, self.normalised(method, tensor))
-            sums = np.zeros((3, 1 << code.bits))
-            sums[:, code.words] = found.count, found.first, found.second
-            return WordSums(*sums)
-        if grouped is not None:
-            x = self.normalised(method, tensor)
-            first = np.take(x, np.flatnonzero(np.equal(grouped.groups, 0)), axis=grouped.axis)
-            return word_sums(plan.code.code(), first)
-        key = (method.scaling, tensor.name, plan.code)
+        if plan.form == "two-words" or grouped is not None:
+            x = part_of(plan, self.normalised(method, tensor))
+            if grouped is not None:
+                first = np.take(x, np.flatnonzero(np.equal(grouped.groups, 0)), axis=grouped.axis)
+                return word_sums(plan.code.code(), first)
+            return long_word_sums(plan.code.two_words(), x)
+        key = (method.scaling, tensor.name, None if plan.part is None else tuple(plan.part.channels), plan.code)
         if key not in self._sums:
-            word = plan.code.code()
-            kept = tensor.fixed is not None and word == tensor.fixed
+            code = plan.code.code()
+            kept = tensor.fixed is not None and code == tensor.fixed
             scaling = tensor.scaling("peak") if kept else self.scaling(method, tensor)
-            self._sums[key] = word_sums(word, tensor.normalised(scaling))
+            self._sums[key] = word_sums(code, part_of(plan, tensor.normalised(scaling)))
         return self._sums[key]
 
     def probe_weights(self, method: Method) -> dict[str, tuple[NDArray[np.floating], NDArray[np.floating]]]:
@@ -275,6 +240,28 @@ class Planner:
             probed.append(tensor.weight.size * tensor.unit_energy(self._scalings[probed_with, tensor.name]))
         return [e * m / p for e, m, p in zip(energy, magnitude, probed, strict=True)]
 
+    def parts(self, method: Method) -> list[Part]:
+        """What gets planes of its own under a method: the tensors, or groups of their output channels."""
+        return self._parts.get(method.name) or [Part(tensor) for tensor in self.tensors]
+
+    def use_channel_energies(self, energies: Mapping[str, NDArray[np.float64]], method: Method) -> None:
+        """Lets a method share out planes by output channel.
+
+        Args:
+            energies: By tensor, output noise energy a channel for noise of one variance in its weights as the method
+                normalises them, float64 [channels], in any unit; tensors without stay whole.
+            method: The method.
+        """
+        self._parts[method.name] = [
+            part for tensor in self.tensors for part in split(tensor, energies.get(tensor.name))
+        ]
+        self._menus = {key: menu for key, menu in self._menus.items() if menu.method.name != method.name}
+
+    def _weighted_parts(self, method: Method) -> list[tuple[Part, float]]:
+        """The parts, each with the output noise energy for normalised noise of variance 1 in it."""
+        weights = dict(zip((tensor.name for tensor in self.tensors), self._weighting(method), strict=True))
+        return [(part, weights[part.name] * part.share) for part in self.parts(method)]
+
     def menu(self, method: Method, progress: Callable[[], None] = lambda: None, *, protectable: bool = True) -> Menu:
         """The choices at one word length: 0, 1, 2, … protected planes, or 0 alone; made once a method."""
         key = (method.name, protectable)
@@ -282,36 +269,26 @@ class Planner:
             return self._menus[method.name, True]
         if key not in self._menus:
             choices = []
-            for tensor, weight in zip(self.tensors, self._weighting(method), strict=True):
-                choices.append(self._fixed_length(method, tensor, weight, protectable))
-                progress()
+            for part, weight in self._weighted_parts(method):
+                choices.append(self._fixed_length(method, part, weight, protectable))
+                if not part.number:
+                    progress()
             self._menus[key] = Menu(method, choices)
         return self._menus[key]
 
-    def _fixed_length(self, method: Method, tensor: TensorData, weight: float, protectable: bool) -> list[Choice]:
-        kept = kept_choices(method, tensor, weight, self.rates, self.residual, protectable)
-        if kept and (self.keep_codes or method.code != "channel-optimized"):
-            return kept
-        size = tensor.weight.size
-        rounding = rounding_noise(tensor, self.scaling(method, tensor))
-        if method.code == "channel-optimized":
-            books, signal = self.books(method), weight * self._signal(method, tensor)
-            bits = self._word_bits(tensor)
-            coded = [
-                Choice(bits, m, size * m, signal * books.book(bits, m).noise_to_signal + weight * rounding)
-                for m in (range(bits + 1) if protectable else (0,))
-            ]
-            # A quantised model's own words are exact without faults: they stay unless another code has less noise.
-            pairs = [(kept[min(m, len(kept) - 1)] if kept else choice, choice) for m, choice in enumerate(coded)]
-            return [own if own.energy <= choice.energy else choice for own, choice in pairs]
-        x = self.normalised(method, tensor)
-        candidates = candidate_codes(self.codes.get(method.name, DEFAULT_CODE), self.bits, x, self.rates)
-        made = [
-            method.designs(x, code, self.rates, residual=self.residual, protectable=protectable) for code in candidates
-        ]
-        # A code whose exposed planes hold nothing fragile has fewer designs: beyond, protection gains nothing.
-        best = [min(designs, key=lambda design: design.noise) for designs in zip(*made, strict=False)]
-        return [design_choice(tensor, replace(design, noise=design.noise + rounding), weight) for design in best]
+    def _fixed_length(self, method: Method, part: Part, weight: float, protectable: bool) -> list[Choice]:
+        conditions = Conditions(
+            self.rates,
+            self.residual,
+            self.bits,
+            self.codes.get(method.name, DEFAULT_CODE),
+            self.keep_codes,
+            lambda: self.books(method),
+        )
+        scaling = self.scaling(method, part.tensor)
+        return fixed_length_choices(
+            method, part, weight, scaling, conditions, lambda: self._signal(method, part), protectable=protectable
+        )
 
     def _word_bits(self, tensor: TensorData) -> int:
         """Word length of a tensor where it is not chosen: that of the words which a quantised model brings along."""
@@ -325,9 +302,7 @@ class Planner:
         longest: int = LONGEST_WORD,
         pairs: Sequence[int] = (),
     ) -> Menu:
-        """The choices where each tensor may have a word length of its own; cost is all stored bits, parity included.
-
-        With ideal protection nothing is protected: a bit that costs nothing and never fails would win everywhere.
+        """The choices where each tensor may have a word length of its own: see `word_length_choices`.
 
         Args:
             method: The method.
@@ -349,19 +324,13 @@ class Planner:
             if tensor.fixed is not None and self.keep_codes:
                 raise InputError(f"'{tensor.name}' has words already; leave out --bits-per-weight or --keep-codes")
         books, choices = self.books(method), []
-        for tensor, weight in zip(self.tensors, self._weighting(method), strict=True):
-            size, signal = tensor.weight.size, weight * self._signal(method, tensor)
-            rounding = weight * rounding_noise(tensor, self.scaling(method, tensor))
-            options = []
-            for bits in range(1, min(longest, self.rates.bits) + 1):
-                for protected in (0,) if self.protection.name == "ideal" else (0, bits):
-                    cost = size * bits + self.protection.parity_bits(size * protected)
-                    noise = books.book(bits, protected).noise_to_signal
-                    options.append(Choice(bits, protected, cost, signal * noise + rounding))
-            for bits in pairs if tensor.grid is None else ():
-                options.append(Choice(bits, 0, size * bits, signal * books.pair(bits).noise_to_signal, pair=True))
-            choices.append(options)
-            progress()
+        longest = min(longest, self.rates.bits)
+        for part, weight in self._weighted_parts(method):
+            scaling = self.scaling(method, part.tensor)
+            signal = weight * self._signal(method, part)
+            choices.append(word_length_choices(part, weight, signal, scaling, books, self.protection, longest, pairs))
+            if not part.number:
+                progress()
         return Menu(method, choices)
 
     def books(self, method: Method) -> CodeBooks:
@@ -372,7 +341,7 @@ class Planner:
 
             def normalised(tensor: TensorData) -> NDArray[np.float32]:
                 x = self.normalised(method, tensor)
-                self._signal(method, tensor, x)
+                self._signal(method, Part(tensor), x)
                 return x
 
             pools = map(normalised, free)  # one at a time
@@ -454,12 +423,12 @@ class Planner:
     def plan(self, menu: Menu, allocation: Sequence[int]) -> StoragePlan:
         """The plan of an allocation."""
         method = menu.method
-        chosen = [choices[index] for choices, index in zip(menu.choices, allocation, strict=True)]
-        bits = sum(tensor.weight.size * choice.bits for tensor, choice in zip(self.tensors, chosen, strict=True))
-        energy = sum(choice.energy for choice in chosen)
+        chosen = self._joined(menu, allocation)
+        bits = sum(part.size * choice.bits for part, choice in chosen)
+        energy = sum(choice.energy for _part, choice in chosen)
         tensors = tuple(
-            self._tensor_plan(method, tensor, choice, stream, choice.energy / energy * bits if energy > 0 else 0.0)
-            for stream, (tensor, choice) in enumerate(zip(self.tensors, chosen, strict=True))
+            self._tensor_plan(method, part, choice, stream, choice.energy / energy * bits if energy > 0 else 0.0)
+            for stream, (part, choice) in enumerate(chosen)
         )
         longest = max((max(tensor.word_lengths) for tensor in tensors), default=0)
         longest = longest if self.small is None else max(longest, 8)
@@ -476,89 +445,58 @@ class Planner:
         )
         return plan if self.small is None else self.small.added_to(plan)
 
-    def _sums_under(self, method: Method, tensor: TensorData, x: NDArray[np.float32]) -> Callable[[Code], WordSums]:
-        """Word sums of a tensor's normalised weights under any code, which are kept for the report."""
-        under = sums_under(x)
+    def _sums_under(self, method: Method, part: Part, x: NDArray[np.float32]) -> Callable[[Code], WordSums]:
+        """Word sums of a part's normalised weights under any code, which are kept for the report."""
+        under, key = sums_under(x), (method.scaling, part.name, _channels(part.channels))
 
         def sums(code: Code) -> WordSums:
-            return self._sums.setdefault((method.scaling, tensor.name, CodeSpec.of(code)), under(code))
+            return self._sums.setdefault((*key, CodeSpec.of(code)), under(code))
 
         return sums
 
-    def _tensor_plan(self, method: Method, tensor: TensorData, choice: Choice, stream: int, worth: float) -> TensorPlan:
-        weight, grid = tensor.weight, tensor.grid
-        kept = choice.design is not None and tensor.fixed is not None
-        scaling = tensor.scaling("peak") if kept else self.scaling(method, tensor)
-        x = tensor.normalised(scaling)
-        if choice.design is not None:
-            design = choice.design
-        elif choice.pair:
-            design = self.books(method).pair_design(tensor.name, choice.bits, x, worth, self.code_books)
-        else:
-            axis = scaling.row_axis if grid is None and scaling.rows.size > 1 else None
-            books = self.books(method)
-            sums = self._sums_under(method, tensor, x)
-            design = choose_design(books, choice.bits, choice.protected, x, axis, worth, self.code_books, sums)
-        code = design.code
-        codes = code.codes if isinstance(code, GroupedCode) else (code,)
-        noise = design.noise if choice.design is not None else design.noise + rounding_noise(tensor, scaling)
-        bias = self.biases.get(tensor.name) if method.corrects_bias else None
-        if bias is not None and grid is not None:
-            layer, coverage = self.layers[tensor.name], self.statistics[tensor.name].coverage
-            bias = integer_bias(weight, bias, layer, tensor.values, coverage)
-        form = read_out_form(tensor, design.code, design.readout, scaling)
-        rows = form.scales.astype(np.float64) * design.gain
-        restored = method.corrects_bias and tensor.name in self.restorable
-        if restored and form.form not in ("dequantize", "integer-table"):
-            rows = rows * self._restored(tensor, scaling, noise)
+    def _joined(self, menu: Menu, allocation: Sequence[int]) -> list[tuple[Part, Choice]]:
+        """The parts with what was chosen for each, those of a tensor for which the same was chosen as one."""
+        method = menu.method
+
+        def choices(part: Part) -> list[Choice]:
+            key = (method.name, part.name, b"" if part.channels is None else part.channels.tobytes())
+            if key not in self._joined_menus:
+                weights = dict(zip((tensor.name for tensor in self.tensors), self._weighting(method), strict=True))
+                self._joined_menus[key] = self._fixed_length(method, part, weights[part.name] * part.share, True)
+            return self._joined_menus[key]
+
+        picked = [choices[index] for choices, index in zip(menu.choices, allocation, strict=True)]
+        return join_parts(self.parts(method), picked, choices)
+
+    def _tensor_plan(self, method: Method, part: Part, choice: Choice, stream: int, worth: float) -> TensorPlan:
+        name, correction, sensitivity = part.name, None, None
+        if method.corrects_bias and name in self.restorable:
+            layer, statistics = self.layers[name], self.statistics[name]
+            outputs = {str(value.name) for value in self.source.model.graph.outputs}
+            correction = Correction(self.biases.get(name), layer, statistics, layer.output not in outputs)
         probed, probed_with = self._probed(method)
-        sensitivity = None
         if probed is not None and probed_with == method.scaling:
-            sensitivity = probed.energy[tensor.name] * (unit_ratio(method, tensor, scaling) if kept else 1.0)
-        return TensorPlan(
-            name=tensor.name,
-            op_type=weight.op_type,
-            dtype=weight.dtype.name,
-            shape=weight.shape,
-            channel_axis=scaling.row_axis if scaling.rows.size > 1 else None,
-            code=CodeSpec.of(codes[0]),
-            channel_codes=tuple(map(CodeSpec.of, codes)) if isinstance(code, GroupedCode) else None,
-            channel_groups=code.groups if isinstance(code, GroupedCode) else None,
-            form=form.form,
-            words_type=form.words_type,
-            weight_scales=floats(scaling.rows),
-            scales=floats(rows.astype(np.float32)),
-            input_scales=None if scaling.columns is None else floats(scaling.columns),
-            input_axis=scaling.column_axis,
-            offset=form.offset,
-            table=form.table,
-            zero_point=form.zero_point,
-            limits=form.limits,
-            packing=packed_words(tensor),
-            steps=one_step_a_channel(tensor),
-            parameter_bits=grid.parameter_bits if grid is not None else 0,
-            readout=method.readout,
-            protected_planes=design.protected_planes,
+            sensitivity = probed.energy[name] * part.share
+        return tensor_plan(
+            method,
+            part,
+            choice,
+            self.scaling(method, part.tensor),
+            Books(
+                lambda: self.books(method),
+                self.code_books,
+                lambda x: self._sums_under(method, part, x),
+                lambda x: self._signal(method, part, x),
+            ),
             stream=stream,
+            worth=worth,
+            correction=correction,
             sensitivity=sensitivity,
-            noise=noise,
-            signal=mean_square(x) if kept else self._signal(method, tensor, x),
-            bias=bias,
         )
 
-    def _restored(self, tensor: TensorData, scaling: Scaling, noise: float) -> NDArray[np.float64] | float:
-        """The factor a channel that restores the layer's output deviation; 1 where there is no scale to fold it into.
 
-        Not at the model's own outputs, whose scale is the caller's.
-        """
-        layer, statistics = self.layers[tensor.name], self.statistics[tensor.name]
-        outputs = {str(value.name) for value in self.source.model.graph.outputs}
-        rows = tensor.row_units(scaling)
-        if layer.output in outputs or scaling.rows.size != len(layer.bias) or rows is None:
-            return 1.0
-        columns = None if scaling.columns is None else scaling.columns.astype(np.float64)
-        added = noise * rows**2 * extra_variance(layer, statistics, columns)
-        return restored_deviation(statistics, added)
+def _channels(found: NDArray[np.int64] | None) -> Channels:
+    return None if found is None else tuple(map(int, found))
 
 
 def _longest_word(total: float) -> int:

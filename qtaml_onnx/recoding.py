@@ -41,16 +41,16 @@ def analysis_model(source: SourceModel, inventory: Inventory) -> tuple[ir.Model,
     return model, {weight.name: dequantize.names[weight.name] for weight in inventory.weights}
 
 
-def design_choice(tensor: TensorData, design: Design, weight: float) -> Choice:
+def design_choice(size: int, design: Design, weight: float) -> Choice:
     """A design made for a tensor as one thing that can be done with it.
 
     Args:
-        tensor: The weight.
+        size: Number of weights.
         design: Its design.
         weight: Output noise energy for normalised noise of variance 1.
     """
     planes = len(design.protected_planes)
-    return Choice(design.code.bits, planes, tensor.weight.size * planes, weight * design.noise, design)
+    return Choice(design.code.bits, planes, size * planes, weight * design.noise, design)
 
 
 def kept_choices(
@@ -79,7 +79,7 @@ def kept_choices(
             kept = rates.truncated(code.bits).protect(design.protected_planes, residual)
             readout = on_grid(tensor, grid, design.readout)
             design = replace(design, readout=readout, noise=error_moments(readout, kept, sums).mse)
-        choices.append(design_choice(tensor, design, weight * ratio))
+        choices.append(design_choice(tensor.weight.size, design, weight * ratio))
     return choices
 
 

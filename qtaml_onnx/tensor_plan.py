@@ -19,6 +19,7 @@ from qtaml_onnx.storage.two_words import LONGEST_PAIR, TWO_WORDS, TwoWordCode, p
 
 __all__ = [
     "BiasPlan",
+    "ChannelPart",
     "CodeSpec",
     "PackedWords",
     "PlanValue",
@@ -244,15 +245,41 @@ class BiasPlan(PlanValue):
         return bits + (self.quantized.metadata_bits if self.quantized else 0)
 
 
+class ChannelPart(PlanValue):
+    """Which output channels of a tensor a plan is of, where they are stored in parts with planes of their own.
+
+    Attributes:
+        number: Of the part, from 0. What the parts share (scales of inputs, the layer's bias) is with the first.
+        axis: Of the output channels.
+        extent: Output channels of the whole tensor.
+        channels: Those of this part, ascending.
+    """
+
+    number: int
+    axis: int
+    extent: int
+    channels: tuple[int, ...]
+
+    @property
+    def order_type(self) -> str:
+        """ONNX element type of the place of each channel among the parts' channels."""
+        return "UINT8" if self.extent <= 256 else "UINT16"
+
+    @property
+    def order_bits(self) -> int:
+        """Bits of the places of all channels, stored once for all parts."""
+        return ir.DataType[self.order_type].bitwidth * self.extent
+
+
 class TensorPlan(PlanValue):
-    """How one weight tensor is stored and read.
+    """How one weight tensor, or some output channels of one, is stored and read.
 
     Attributes:
         name: The tensor, as `inspect` names it.
         op_type: The operator that reads it.
         dtype: The ONNX element type of the constant in the source model: a float type, or the integers of a quantised
             weight; UINT8 of packed words.
-        shape: Its shape.
+        shape: Its shape; of a part, that of its channels alone.
         channel_axis: The axis along which `scales` run; None for a single scale.
         code: The code, on weights divided by their channel's `weight_scales`.
         form: How the graph reads it: `affine` is (word − offset)·scale, `table` is table[word]·scale. The others give
@@ -286,6 +313,7 @@ class TensorPlan(PlanValue):
         sensitivity: Output noise energy a unit of normalised noise variance (J²N, scales included).
         noise: Predicted mean-square error of a normalised weight as read, quantisation included.
         signal: Mean square of the normalised weights.
+        part: Which output channels it is of; None of a whole tensor.
     """
 
     name: str
@@ -316,13 +344,26 @@ class TensorPlan(PlanValue):
     noise: float = Field(ge=0)
     signal: float = Field(ge=0)
     bias: BiasPlan | None = None
+    part: ChannelPart | None = None
+
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """Shape of the tensor, of which this may be a part."""
+        if self.part is None:
+            return self.shape
+        return (*self.shape[: self.part.axis], self.part.extent, *self.shape[self.part.axis + 1 :])
+
+    @property
+    def label(self) -> str:
+        """The tensor's name, and the number of the part."""
+        return self.name if self.part is None else f"{self.name}.part{self.part.number}"
 
     @model_serializer(mode="wrap")
     def _without_what_others_lack(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out the codes of groups of channels where there are none: other plans keep their hash."""
+        """Leaves out what only divided tensors have, where there is none: other plans keep their hash."""
         fields = handler(self)
-        rare = ("channel_codes", "channel_groups")
-        return {key: fields[key] for key in fields if self.channel_codes is not None or key not in rare}
+        rare = ("channel_codes", "channel_groups", "part")
+        return {key: fields[key] for key in fields if key not in rare or fields[key] is not None}
 
     @property
     def bits(self) -> int:
@@ -357,7 +398,7 @@ class TensorPlan(PlanValue):
     @property
     def words_name(self) -> str:
         """Name of the initializer that holds the stored words, or the first of two."""
-        return f"{self.name}.words"
+        return f"{self.label}.words"
 
     @property
     def stored_words(self) -> tuple[StoredWords, ...]:
@@ -369,7 +410,7 @@ class TensorPlan(PlanValue):
         return (
             replace(first, exposed_planes=(1 << high) - 1),
             StoredWords(
-                f"{self.name}.words.second", self.words_type, low, self.stream | _SECOND_STREAM, (1 << low) - 1
+                f"{self.words_name}.second", self.words_type, low, self.stream | _SECOND_STREAM, (1 << low) - 1
             ),
         )
 
@@ -402,7 +443,10 @@ class TensorPlan(PlanValue):
     @property
     def metadata_bits(self) -> int:
         """Bits beside the words and the table that must themselves be safe: scales, offset, bias correction."""
-        bits = self.parameter_bits + 16 * len(self.input_scales or ())
+        first = self.part is None or self.part.number == 0
+        bits = self.parameter_bits + (16 * len(self.input_scales or ()) if first else 0)
+        if self.part is not None and first:
+            bits += self.part.order_bits
         if self.form in ("affine", "table", "integer-grid", "two-words"):
             bits += 32 * len(self.scales)
         bits += 8 * len(self.channel_groups or ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from qtaml_onnx.passes.repeat_small import SMALL_WORDS
 from qtaml_onnx.passes.substitute_weights import SubstituteWeights
 from qtaml_onnx.plan import StoragePlan, read_plan
 from qtaml_onnx.runtime import LONGEST_RUN, create_session, run_limited
-from qtaml_onnx.storage.tensor import decode_integers, decode_tensor, encode_tensor, split_words
+from qtaml_onnx.storage.tensor import decode_integers, decode_tensor, encode_tensor, join_channels, split_words
 from qtaml_onnx.stored import plan_path
 from qtaml_onnx.tensor_plan import TensorPlan
 from qtaml_onnx.validation import first_line
@@ -123,7 +124,7 @@ def _provenance(model: SourceModel, source: SourceModel, plan: StoragePlan) -> C
         return Check("plan", False, "the plan beside the model is not its own; harden again")
     if plan.source_sha256 != source.sha256:
         return Check("plan", False, f"the model was not made from {source.path}; name its original")
-    return Check("plan", True, f"{len(plan.tensors)} tensors, sha256 {plan.sha256[:12]}…")
+    return Check("plan", True, f"{plan.tensor_count} tensors, sha256 {plan.sha256[:12]}…")
 
 
 def _standard(model: ir.Model, source: ir.Model) -> Check:
@@ -179,20 +180,22 @@ def _words(model: ir.Model, source: ir.Model, plan: StoragePlan) -> Check:
     weights = {weight.name: weight for weight in find_weights(source).weights}
     for tensor in plan.tensors:
         if any(words.name not in stored for words in tensor.stored_words):
-            detail = f"the stored words of '{tensor.name}' are gone: another optimiser folded the read-out; "
+            detail = f"the stored words of '{tensor.label}' are gone: another optimiser folded the read-out; "
             return Check("stored words", False, detail + "hardening goes last, after every other tool")
         if not all(stored[words.name][1].uses() for words in tensor.stored_words):
-            return Check("stored words", False, f"nothing reads the stored words of '{tensor.name}'; harden again")
+            return Check("stored words", False, f"nothing reads the stored words of '{tensor.label}'; harden again")
         if tensor.name not in weights:
             return Check("stored words", False, f"the original has no weight '{tensor.name}'")
         shape = weights[tensor.name].shape
-        if shape != tensor.shape:
-            detail = f"'{tensor.name}' is {list(shape)} in the original and {list(tensor.shape)} in the plan"
+        if shape != tensor.whole_shape:
+            detail = f"'{tensor.name}' is {list(shape)} in the original and {list(tensor.whole_shape)} in the plan"
             return Check("stored words", False, detail)
         expected = split_words(tensor, encode_tensor(tensor, stored_values(weights[tensor.name])))
         found = [constant_array(stored[words.name][1]) for words in tensor.stored_words]
         if not all(map(np.array_equal, expected, found)):
-            return Check("stored words", False, f"the words of '{tensor.name}' are not those of the original's weights")
+            return Check(
+                "stored words", False, f"the words of '{tensor.label}' are not those of the original's weights"
+            )
     return Check("stored words", True, f"{plan.weight_bits} bits as planned")
 
 
@@ -246,22 +249,25 @@ def _expected(source: ir.Model, plan: StoragePlan) -> ir.Model:
     """The original with the weights that the plan reads out without faults, computed when they are written."""
     weights = {weight.name: weight for weight in find_weights(source).weights}
 
-    def decoded(tensor: TensorPlan) -> ir.LazyTensor:
+    def decoded(parts: list[TensorPlan]) -> ir.LazyTensor:
+        tensor = parts[0]
         weight = weights[tensor.name]
-        grid, dtype, shape = weight.grid, ir.DataType.from_numpy(float_dtype(weight)), tensor.shape
+        grid, dtype, shape = weight.grid, ir.DataType.from_numpy(float_dtype(weight)), tensor.whole_shape
         if grid is not None:
             dtype, shape = grid.dtype, shape if grid.packing is None else grid.packing.shape
 
         def compute() -> ir.TensorProtocol:
-            words = encode_tensor(tensor, stored_values(weight))
+            stored = stored_values(weight)
             if grid is not None:
-                return ir.tensor(grid.constant(decode_integers(tensor, words)))
-            return ir.tensor(decode_tensor(tensor, words).astype(dtype.numpy()))
+                return ir.tensor(grid.constant(decode_integers(tensor, encode_tensor(tensor, stored))))
+            read = [decode_tensor(part, encode_tensor(part, stored)) for part in parts]
+            return ir.tensor(join_channels(parts, read).astype(dtype.numpy()))
 
         return ir.LazyTensor(compute, dtype=dtype, shape=ir.Shape(shape))
 
     expected = source.clone()
-    SubstituteWeights({tensor.name: decoded(tensor) for tensor in plan.tensors})(expected)
+    entries = groupby(plan.tensors, key=lambda tensor: tensor.name)
+    SubstituteWeights({name: decoded(list(parts)) for name, parts in entries})(expected)
     CorrectBias({tensor.name: tensor.bias for tensor in plan.tensors if tensor.bias is not None})(expected)
     return expected
 

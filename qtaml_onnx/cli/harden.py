@@ -85,6 +85,14 @@ def harden(
         float | None,
         typer.Option("--target", help="Find the smallest budget that keeps this share of the clean metric."),
     ] = None,
+    granularity: Annotated[
+        str,
+        typer.Option(
+            "--granularity",
+            help="What gets protected planes (with --bits-per-weight: word lengths) of its own: tensor, or channel: "
+            "groups of output channels.",
+        ),
+    ] = "tensor",
     no_bias_correction: Annotated[
         bool, typer.Option("--no-bias-correction", help="No self-correcting biases (they need --calibration).")
     ] = False,
@@ -171,6 +179,7 @@ def harden(
         protection=protection,
         budget=budget,
         target=target,
+        granularity=granularity,
         per_tensor_scales=per_tensor_scales,
         bias_correction=not no_bias_correction,
         input_scales=not no_input_scales,

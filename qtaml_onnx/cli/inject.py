@@ -168,8 +168,8 @@ def inject(
         with OutputSet(stored.source.files) as outputs:
             save_model(stored.faulty, outputs, output, external_data=bool(stored.source.external_files))
             outputs.add_text(output.with_suffix(".plan.json"), stored.plan.to_json())
-        summary |= {"tensors": len(stored.plan.tensors), "weight_bits": stored.plan.weight_bits}
-        what = f"{len(stored.plan.tensors)} tensors, {stored.plan.weight_bits} weight bits"
+        summary |= {"tensors": stored.plan.tensor_count, "weight_bits": stored.plan.weight_bits}
+        what = f"{stored.plan.tensor_count} tensors, {stored.plan.weight_bits} weight bits"
     library = str(library_path())
     if json:
         print(o.to_json(summary | {"operator_library": library}))

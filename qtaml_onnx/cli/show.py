@@ -315,9 +315,11 @@ def summary(report: Report) -> None:
         print_sweep(evaluation, max([*report.fault_model.p01, *report.fault_model.p10], default=0.0))
         if evaluation.comparison:
             out.print(comparison_table(evaluation))
+    count = len({tensor.name for tensor in report.tensors})
+    parts = f" in {len(report.tensors)} parts" if len(report.tensors) > count else ""
     protected = f"{storage.protected_fraction:.2%}" if storage.protected_bits else "none"
     out.print(
-        f"method {report.method}: {len(report.tensors)} tensors, {storage.weights} weights, "
+        f"method {report.method}: {count} tensors{parts}, {storage.weights} weights, "
         f"protected bits {protected} ({storage.protection}), {storage.bits_per_weight:.3f} bits a weight all in",
     )
     if report.small is not None:

@@ -149,6 +149,11 @@ def _scheme(name: str, rate: float, coder: Coder | None) -> Scheme:
 
 
 def _check_tensor(tensor: TensorPlan) -> None:
+    if tensor.part is not None:
+        raise InputError(
+            f"'{tensor.name}' is stored in parts by output channel, which the C reader does not know; "
+            "harden with --granularity tensor"
+        )
     if tensor.form == "two-words":
         raise InputError(
             f"'{tensor.name}' has two words a weight, which the C reader does not know; "

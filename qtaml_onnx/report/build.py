@@ -44,7 +44,7 @@ from qtaml_onnx.report.schema import (
     Tool,
 )
 from qtaml_onnx.storage import WordSums, uniform_code, word_sums
-from qtaml_onnx.storage.tensor import read_table
+from qtaml_onnx.storage.tensor import part_of, read_table
 from qtaml_onnx.sweep import MeasuredSweep
 from qtaml_onnx.tensor_plan import TensorPlan
 from qtaml_onnx.tensors import TensorData
@@ -187,7 +187,9 @@ def _named_code(plan: StoragePlan, weights: int, total: int) -> NamedCode | None
 
 def _tensors(planner: Planner, plan: StoragePlan) -> list[TensorSection]:
     data = {tensor.name: tensor for tensor in planner.tensors}
-    return [_tensor(planner, METHODS[plan.method], data[tensor.name], tensor) for tensor in plan.tensors]
+    corrected = {tensor.name for tensor in plan.tensors if tensor.bias is not None}
+    method = METHODS[plan.method]
+    return [_tensor(planner, method, data[t.name], t, t.name in corrected) for t in plan.tensors]
 
 
 def flip_changes(table: FloatArray, sums: WordSums) -> list[float]:
@@ -221,10 +223,10 @@ def _gate(plan: StoragePlan, evaluation: Evaluation, fail_under: float | None) -
     return Gate(fail_under=fail_under, kept=kept, met=kept >= fail_under)
 
 
-def _tensor(planner: Planner, method: Method, data: TensorData, tensor: TensorPlan) -> TensorSection:
+def _tensor(planner: Planner, method: Method, data: TensorData, tensor: TensorPlan, corrected: bool) -> TensorSection:
     ratio = tensor.noise / tensor.signal if tensor.signal > 0 else 0.0
     plain = data.fixed or uniform_code("twos-complement", min(tensor.bits, _PLAIN_BITS))
-    plain_sums = word_sums(plain, planner.normalised(METHODS["none"], data))
+    plain_sums = word_sums(plain, part_of(tensor, planner.normalised(METHODS["none"], data)))
     table, sums = read_table(tensor), planner.stored_sums(method, data, tensor)
     return TensorSection(
         name=tensor.name,
@@ -233,13 +235,14 @@ def _tensor(planner: Planner, method: Method, data: TensorData, tensor: TensorPl
         bits=tensor.bits,
         code=tensor.code.kind,
         readout=tensor.readout,
-        bias_correction=tensor.bias is not None,
+        bias_correction=corrected,
         protected_planes=list(tensor.protected_planes),
         sensitivity=tensor.sensitivity,
         noise_to_signal_db=10 * math.log10(ratio) if ratio > 0 else None,
         plain_flips=flip_changes(plain.levels, plain_sums),
         stored_flips=flip_changes(table, sums),
         words_used=int(np.count_nonzero(sums.count)),
+        channels=list(tensor.part.channels) if tensor.part is not None else None,
     )
 
 

@@ -65,6 +65,7 @@ _FORMATS: dict[str, Callable[[Any], str]] = {
     "shape": lambda value: " × ".join(map(str, value)) or "scalar",
     "gate": lambda value: "✓ gate met" if value else "✗ gate failed",
     "yes": lambda value: "yes" if value else "no",
+    "channels": lambda value: f"{len(value)} of its channels",
     "planes": lambda value: ", ".join(map(str, sorted(value, reverse=True))) or "none",
 }
 

@@ -193,13 +193,11 @@ def _spoken_result(result: EvaluationResult, share: bool) -> str:
 
 
 def _spoken_map(report: Report) -> str:
-    safe = [t for t in report.tensors if t.protected_planes]
+    safe = list(dict.fromkeys(t.name for t in report.tensors if t.protected_planes))
     return (
         "Rows are tensors in graph order, columns bit planes, most significant first; beside them sensitivity, noise. "
         + (
-            "Tensors with protected planes: "
-            + ", ".join(t.name for t in safe[:10])
-            + (" and more." if safe[10:] else ".")
+            "Tensors with protected planes: " + ", ".join(safe[:10]) + (" and more." if safe[10:] else ".")
             if safe
             else "No plane of any tensor is protected."
         )
@@ -214,17 +212,20 @@ def _codes(report: Report, plan: StoragePlan | None) -> list[_Code]:
     def weight(index: int) -> tuple[float, int]:
         return (report.tensors[index].sensitivity or 0.0, math.prod(report.tensors[index].shape))
 
-    plans: dict[str, TensorPlan] = {tensor.name: tensor for tensor in plan.tensors} if plan is not None else {}
-    known = [i for i, t in enumerate(report.tensors) if t.name in plans or t.stored_flips]
+    plans: dict[tuple[str, tuple[int, ...]], TensorPlan] = {}
+    for entry in plan.tensors if plan is not None else ():
+        plans[entry.name, entry.part.channels if entry.part is not None else ()] = entry
+    keys = [(t.name, tuple(t.channels or ())) for t in report.tensors]
+    known = [i for i, t in enumerate(report.tensors) if keys[i] in plans or t.stored_flips]
     shown = []
     for number, index in enumerate(sorted(known, key=weight, reverse=True)[:_CODES_SHOWN], 1):
         tensor, cells, flips = report.tensors[index], None, None
-        if plan is not None and tensor.name in plans:
+        if plan is not None and keys[index] in plans:
             alt = (
                 f"Read-out of {tensor.name} against its weights, with the mean and spread under the designed flip "
                 "rates; below it which bits of the stored word are one."
             )
-            cells = Markup(code_plots.cells_svg(plans[tensor.name], plan.fault_model, f"cells-{number}", alt))
+            cells = Markup(code_plots.cells_svg(plans[keys[index]], plan.fault_model, f"cells-{number}", alt))
         if tensor.stored_flips:
             alt = (
                 f"How far one flipped bit moves the weights of {tensor.name}, plane by plane, beside two's complement. "

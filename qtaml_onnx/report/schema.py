@@ -4,7 +4,8 @@
 noticed. A field that is there keeps its name, type, unit and meaning: what a reader of version n looks at, it finds in
 all later versions. To break that is a breaking change, noted in CHANGELOG.md. This program reads all versions up to its
 own. Version 2 added: the values of the trials, the sweep, the frontier, inference time, the gate, the calibration data,
-hashes of the data, what a flip of each plane does, and what protection costs in a code that exists.
+hashes of the data, what a flip of each plane does, what protection costs in a code that exists, and the channels of
+parts of tensors.
 """
 
 from __future__ import annotations
@@ -129,6 +130,9 @@ class TensorSection(_Section):
         default_factory=list, description="the same for the words that are stored and the way they are read"
     )
     words_used: int | None = Field(None, description="different words that the tensor's weights are stored as")
+    channels: list[int] | None = Field(
+        None, description="output channels that this entry is of, stored with planes of their own; null for all"
+    )
 
 
 class SmallTensorSection(_Section):

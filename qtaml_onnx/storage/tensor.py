@@ -14,19 +14,23 @@ from qtaml_onnx.storage.codes import word_dtype
 from qtaml_onnx.tensor_plan import INTEGER_TYPES, TensorPlan, table_array
 
 _Float = TypeVar("_Float", np.float16, np.float32)
+_Joined = TypeVar("_Joined", bound=np.generic)
 _Numbers = NDArray[np.floating] | NDArray[np.integer]
 
 __all__ = [
     "along_channels",
     "blocks",
+    "channel_order",
     "channel_scales",
     "decode_integers",
     "decode_tensor",
     "encode_tensor",
     "factors_of",
+    "join_channels",
     "join_words",
     "mean_square",
     "normalise",
+    "part_of",
     "read_table",
     "split_words",
 ]
@@ -123,12 +127,14 @@ def encode_tensor(plan: TensorPlan, weights: NDArray[np.generic]) -> NDArray[np.
 
     Args:
         plan: How it is stored.
-        weights: Float weights, or the integers of a quantised weight.
+        weights: Float weights, or the integers of a quantised weight; the whole tensor, of which a plan of some output
+            channels takes its own.
 
     Returns:
-        int8, uint8 or uint16, the shape of `weights`: the words as the initializer holds them. Of two words a weight
+        int8, uint8 or uint16, of the plan's shape: the words as the initializer holds them. Of two words a weight
         uint32, which `split_words` makes the initializers of.
     """
+    weights = part_of(plan, weights)
     if plan.form in ("dequantize", "integer-table"):
         mask = (1 << plan.bits) - 1
         kept = np.asarray(weights).astype(np.uint8, copy=False) & np.uint8(mask)
@@ -179,6 +185,24 @@ def decode_tensor(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.fl
             value = value - np.float32(plan.offset)
         return np.asarray(value * scale)
     return np.asarray(_looked_up(plan, words) * scale)
+
+
+def part_of(plan: TensorPlan, array: NDArray[_Joined]) -> NDArray[_Joined]:
+    """Of an array of the whole tensor's shape, the output channels that a plan is of."""
+    return array if plan.part is None else np.take(array, plan.part.channels, axis=plan.part.axis)
+
+
+def join_channels(plans: Sequence[TensorPlan], arrays: Sequence[NDArray[_Joined]]) -> NDArray[_Joined]:
+    """A whole tensor from arrays of its parts, one each, in the order of the plans."""
+    parts = [plan.part for plan in plans if plan.part is not None]
+    if not parts:
+        return arrays[0]
+    return np.take(np.concatenate(arrays, axis=parts[0].axis), channel_order(plans), axis=parts[0].axis)
+
+
+def channel_order(plans: Sequence[TensorPlan]) -> NDArray[np.int64]:
+    """Where each output channel is among the channels of all parts, one part behind the other: int64 [channels]."""
+    return np.argsort([channel for plan in plans if plan.part is not None for channel in plan.part.channels])
 
 
 def decode_integers(plan: TensorPlan, words: NDArray[np.integer]) -> NDArray[np.integer]:

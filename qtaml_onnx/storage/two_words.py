@@ -44,6 +44,7 @@ __all__ = [
     "TwoWordCode",
     "cell_sums",
     "design_two_words",
+    "long_word_sums",
     "pair_list_bits",
     "pair_moments",
     "pair_slope",
@@ -204,6 +205,14 @@ def cell_sums(code: TwoWordCode, x: ArrayLike, importance: ArrayLike | None = No
         scale = np.ones_like(part) if weight is None else weight[start : start + _CHUNK]
         for row, factor in enumerate((scale, scale * part, scale * part * part)):
             sums[row] += np.bincount(cells, factor, sums.shape[1])
+    return WordSums(*sums)
+
+
+def long_word_sums(code: TwoWordCode, x: ArrayLike) -> WordSums:
+    """The same by long word, each [2^bits]; 0 for words that are never stored."""
+    found = cell_sums(code, x)
+    sums = np.zeros((3, 1 << code.bits))
+    sums[:, code.words] = found.count, found.first, found.second
     return WordSums(*sums)
 
 
