@@ -1,10 +1,10 @@
 """Groups of output channels that get protected planes of their own.
 
 The channels of a layer differ in how much their noise adds to the outputs, and noise energies add up to first order.
-Where each group of channels is given the planes that are worth their cost, the noise energies of
-all groups end at the same level, and n_g channels whose energies have the mean e_g need Σ n_g log e_g / log 4 planes
-beyond that level (a plane is worth a factor of four; reverse water-filling, Cover & Thomas, Elements of Information
-Theory, ch. 10). A few groups that make this sum least keep most of what single channels would gain.
+Where each group of channels is given the planes that are worth their cost, the noise energies of all groups end at the
+same level, and n_g channels whose energies have the mean e_g need Σ n_g log e_g / log 4 planes beyond that level (a
+plane is worth a factor of four; reverse water-filling, Cover & Thomas, Elements of Information Theory, ch. 10). A few
+groups that make this sum least keep most of what single channels would gain.
 """
 
 from __future__ import annotations
