@@ -16,8 +16,7 @@ from stored_models import Stored, fault_options, float_options, optimised, rates
 from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.fault_inject import fault_inject
-from qtaml_onnx.firmware.image import build_image
-from qtaml_onnx.firmware.layout import Rows
+from qtaml_onnx.firmware.image import HardenedModel
 from qtaml_onnx.graph import walk
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import OutputSet, save_model
@@ -194,7 +193,7 @@ def test_memory_images_decline_two_words_and_name_the_mend() -> None:
     stored = store_pairs(CASES["gemm"]().model)
     hardened = stored.source.__class__(stored.source.path, stored.source.sha256, stored.hardened)
     with pytest.raises(InputError, match=r"has two words a weight, .* harden with --longest-word 12 or less"):
-        build_image(hardened, stored.plan, Rows())
+        HardenedModel(hardened, stored.plan)
 
 
 def test_damaged_plans_are_refused(tmp_path: Path) -> None:
@@ -204,7 +203,7 @@ def test_damaged_plans_are_refused(tmp_path: Path) -> None:
         ({"protected_planes": (0,)}, "protected planes"),
         ({"words_type": "UINT16"}, "13-bit words in UINT16"),
         ({"code": tensor.code.model_copy(update={"shares": None})}, "lists no cells"),
-        ({"code": tensor.code.model_copy(update={"bits": 30})}, "30-bit words"),
+        ({"code": tensor.code.model_copy(update={"bits": 30})}, "flip rates are given for 7 bit planes"),
     ):
         bad = StoragePlan(**{**dict(plan), "tensors": (tensor.model_copy(update=change), *plan.tensors[1:])})
         path = tmp_path / "bad.plan.json"
