@@ -37,6 +37,8 @@ def choose_design(
     worth: float,
     kind: BookKind = "auto",
     sums_under: Callable[[Code], WordSums] | None = None,
+    *,
+    name: str,
 ) -> Design:
     """The design of least noise and bits of metadata together, at what the noise is worth in bits.
 
@@ -49,6 +51,7 @@ def choose_design(
         worth: What the tensor's noise is worth in bits: its share of all predicted noise energy, times all bits.
         kind: Which to take whatever it is worth; `auto` compares them. A tensor without channels has its own instead.
         sums_under: Gives the word sums of `x` under a code, where there is a quicker way than another look at `x`.
+        name: The tensor's, under which the code books remember what was designed for it.
     """
     sums = sums_under or partial(word_sums, x=x)
     rates, planes = books.rates(bits, protected)
@@ -58,9 +61,13 @@ def choose_design(
     price = table_bits(bits)
     if kind == "shared" or (kind == "auto" and (worth < price or noise <= 0)):
         return shared
-    code, readout = design_channel_optimized(x, rates, restore_gain=False, sums_under=sums)
-    gain, own = restored_gain(readout, rates, sums(code))
-    tensor = Design(code, readout, planes, own, gain)
+
+    def one_code() -> Design:
+        code, readout = design_channel_optimized(x, rates, restore_gain=False, sums_under=sums)
+        gain, own = restored_gain(readout, rates, sums(code))
+        return Design(code, readout, planes, own, gain)
+
+    tensor = books.own(name, bits, protected, 1, one_code)
 
     def loss(design: Design, price: float) -> float:
         return design.noise / noise * worth + price if noise > 0 else design.noise + price
@@ -70,9 +77,9 @@ def choose_design(
     groups = 2
     while axis is not None and groups <= min(channels, MOST_GROUPS):
         cost = groups * price + _GROUP_BITS * channels
-        if kind == "auto" and worth * (own / noise) < cost - price:
+        if kind == "auto" and worth * (tensor.noise / noise) < cost - price:
             break  # more than all of the noise that is left would have to go
-        design = grouped_design(x, axis, groups, rates, planes)
+        design = books.own(name, bits, protected, groups, partial(grouped_design, x, axis, groups, rates, planes))
         grouped.append((loss(design, cost), design))
         if grouped[-1][0] > min(found for found, _design in grouped):
             break

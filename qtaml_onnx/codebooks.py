@@ -6,7 +6,7 @@ all, within a few tenths of a decibel of a code a tensor, and its table is store
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,7 +85,7 @@ class CodeBooks:
         self._residual = residual
         self._books: dict[tuple[int, int], CodeBook] = {}
         self._pairs: dict[int, PairBook] = {}
-        self._own_pairs: dict[tuple[str, int], Design] = {}
+        self._own: dict[tuple[str, int, int, int], Design] = {}
 
     def rates(self, bits: int, protected: int) -> tuple[FlipRates, tuple[int, ...]]:
         """Rates of a word with its `protected` worst planes protected, and which these are (of equals the higher)."""
@@ -135,16 +135,33 @@ class CodeBooks:
         shared = Design(code, None, (), noise, gain)
         if kind == "shared" or (kind == "auto" and (worth < pair_list_bits(code) or noise <= 0)):
             return shared
-        if (name, bits) not in self._own_pairs:
+
+        def design() -> Design:
             own = design_two_words(x, bits, self._rates.p01[0], self._rates.p10[0])
             own_gain, own_noise = self._restored(own, cell_sums(own, x))
-            self._own_pairs[name, bits] = Design(own, None, (), own_noise, own_gain)
-        found = self._own_pairs[name, bits]
+            return Design(own, None, (), own_noise, own_gain)
+
+        found = self.own(name, bits, 0, 0, design)
         if not isinstance(found.code, TwoWordCode):
             return shared
         if kind != "auto":
             return found
         return found if (1 - found.noise / noise) * worth > pair_list_bits(found.code) else shared
+
+    def own(self, name: str, bits: int, protected: int, groups: int, design: Callable[[], Design]) -> Design:
+        """A tensor's own design, made once.
+
+        Args:
+            name: The tensor's.
+            bits: Word length.
+            protected: Number of protected planes.
+            groups: Of channels with a code each; 1 for one code, 0 for one of two words.
+            design: Makes it.
+        """
+        key = (name, bits, protected, groups)
+        if key not in self._own:
+            self._own[key] = design()
+        return self._own[key]
 
     def _restored(self, code: TwoWordCode, sums: WordSums) -> tuple[float, float]:
         """`restored_gain` of a code of two words."""

@@ -143,11 +143,12 @@ def tensor_plan(
 def _design(books: Books, choice: Choice, part: Part, x: NDArray[np.float32], scaling: Scaling, worth: float) -> Design:
     """The design of a choice that came without: from the code books, or for this part alone where that pays."""
     made = books.shared()
+    name = part.name if part.channels is None else f"{part.name} {part.channels.tolist()}"
     if choice.pair:
-        key = part.name if part.channels is None else f"{part.name} {part.channels.tolist()}"
-        return made.pair_design(key, choice.bits, x, worth, books.kind)
+        return made.pair_design(name, choice.bits, x, worth, books.kind)
     axis = scaling.row_axis if part.tensor.grid is None and part.rows(scaling.rows, scaling).size > 1 else None
-    return choose_design(made, choice.bits, choice.protected, x, axis, worth, books.kind, books.sums_under(x))
+    sums = books.sums_under(x)
+    return choose_design(made, choice.bits, choice.protected, x, axis, worth, books.kind, sums, name=name)
 
 
 def _restored(

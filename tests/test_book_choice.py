@@ -57,7 +57,7 @@ def test_auto_loses_no_more_than_any_forced_choice(worth: float, alike: bool) ->
     """Noise at what it is worth in bits, plus bits: noise at equal total bits, as bits buy noise at that price."""
     x = normal(16, 400) / np.float32(4) if alike else unlike()
     made = books(x)
-    found = {kind: choose_design(made, BITS, 0, x, 0, worth, kind) for kind in (*KINDS, "auto")}
+    found = {kind: choose_design(made, BITS, 0, x, 0, worth, kind, name="w") for kind in (*KINDS, "auto")}
     shared = found["shared"]
     loss = {k: d.noise / shared.noise * worth + bits_of(d, shared, len(x)) for k, d in found.items()}
     assert loss["auto"] <= min(loss[kind] for kind in KINDS) * (1 + 1e-12)
