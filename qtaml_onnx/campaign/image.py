@@ -8,7 +8,8 @@ forbid. That costs a load a trial and saves up to half of the time of every batc
 
 A DequantizeLinear stays on the side of the inference: with constant words behind it onnxruntime makes integer operators
 of it, as it does in the plain model. So do fault operators inside subgraphs and functions, and those on activations:
-they run with each batch, and what is fed to them is the same seed and rates.
+they run with each batch, and what is fed to them is the same seed and rates, and the number of the batch's first sample:
+every inference draws its own transient faults.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from qtaml_onnx.errors import InputError, QtamlError
+from qtaml_onnx.passes.inject_activation_faults import INFERENCE_INPUT
 from qtaml_onnx.passes.inject_faults import RATES_INPUT, SEED_INPUT
 from qtaml_onnx.runtime import create_session, session_options
 
@@ -74,8 +76,10 @@ def split_image(model: onnx.ModelProto) -> SplitModel:
     """Cuts an instrumented model in two; `model` is not changed."""
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
-    late = {value.name for value in graph.input} - constants
+    inputs_of_graph = {value.name for value in graph.input}
+    late = inputs_of_graph - constants | inputs_of_graph & {INFERENCE_INPUT}  # another one with each batch
     drawn = {SEED_INPUT, RATES_INPUT}  # what depends on these alone, and on constants
+    has_words = False
     late -= drawn
     for node in graph.node:
         reads = _reads(node)
@@ -83,7 +87,8 @@ def split_image(model: onnx.ModelProto) -> SplitModel:
             late.update(node.output)
         elif reads & drawn:
             drawn.update(node.output)
-    drawn -= {SEED_INPUT, RATES_INPUT, ""}
+            has_words |= node.op_type == "FaultInject"
+    drawn = drawn - {SEED_INPUT, RATES_INPUT, ""} if has_words else set()
     outputs = [value.name for value in graph.output]
     main = _needed(graph.node, outputs, stop=drawn)
     main_reads = {name for node in main for name in _reads(node)} | set(outputs)
