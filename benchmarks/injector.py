@@ -6,8 +6,8 @@ All rows are measured in one run, turn by turn, so that drifts of the machine me
 once to bring its data back into the caches, then three times, the best of which counts. Figures are medians over the
 turns. What runs on one thread is given in processor time, which other programs on the machine disturb less; the row of
 two threads, and what it is compared with, in elapsed time. T is the time NumPy takes to copy the words into an array
-that exists. Operator times include onnxruntime's own call, with inputs and output bound once: both it and the copy write into
-memory that was written before.
+that exists. Operator times include onnxruntime's own call, with inputs and output bound once: both it and the copy
+write into memory that was written before.
 
 NumPy has three ways. *Uniforms*, one random number a bit, is what other injectors do. *Positions* draws how many bits
 flip, then which. *Bit-sliced* compares random 64-bit words with the rate's binary digits, 24 of them, as a float32
