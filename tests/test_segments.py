@@ -9,7 +9,7 @@ from onnx import helper
 from small_models import CASES, info, matmul, model, normal
 from stored_models import run, source_model
 
-import qtaml_onnx.segments as segments
+from qtaml_onnx import segments, sensitivity
 from qtaml_onnx.data import Dataset
 from qtaml_onnx.segments import Values, can_cross, find_cuts
 from qtaml_onnx.sensitivity import measure_sensitivity
