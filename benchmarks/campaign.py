@@ -299,6 +299,11 @@ def show(found: dict[str, list[Row]], limits: bool) -> None:
             ]
             if faster:
                 print(f"faster than {name}: {min(faster):.1f} to {max(faster):.1f} ×; wanted {PEERS_LIMIT:g} ×")
+        for entry in found["time"]:
+            # A peer's trial holds torch's clean inference: more than this is the peer's injection.
+            if entry["row"] == "torch, clean" and "seconds" in entry:
+                bound = entry["seconds"] / ours[entry["network"], entry["rate"]]["seconds"]
+                print(f"{entry['network']}: a peer that injects at no cost takes {bound:.2f} × a trial of ours")
     print(f"trials saved: {min(e['saved'] for e in found['trials']):.0f} ×; wanted {TRIALS_LIMIT:g} ×")
 
 

@@ -15,13 +15,13 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from qtaml_onnx.runtime import create_session, session_options
+from qtaml_onnx.runtime import SHARED_ARENA, create_session, register_shared_arena, session_options
 
 __all__ = ["Cuts", "Values", "can_cross", "find_cuts"]
 
 Values = dict[str, NDArray[np.generic]]
 
-_MOST_CUTS = 12
+_MOST_CUTS = 24
 _MOST_BYTES = 1 << 30
 """Largest size of the values that cross a cut, over all samples."""
 
@@ -53,6 +53,15 @@ class Cuts:
         outputs = [output for output in graph.output if output.name in made or not number]
         return self._session(nodes, crossing, outputs) if outputs else None
 
+    def whole(self) -> ort.InferenceSession:
+        """The model with the values that cross its cuts as outputs, behind its own."""
+        crossing = set().union(*(self.crossing(number) for number in range(1, len(self.starts))))
+        own = self.model.graph.output
+        more = sorted(crossing - {output.name for output in own})
+        outputs = [*own, *(onnx.ValueInfoProto(name=name) for name in more)]
+        # Beyond "extended" onnxruntime 1.31 fuses over values that are wanted as outputs, and fails.
+        return self._session(self.model.graph.node, {}, outputs, "extended")
+
     def step(self, number: int, crossing: Mapping[str, NDArray[np.generic]]) -> ort.InferenceSession | None:
         """What lies between a cut and the next one: its outputs cross the next one; None if nothing new does."""
         nodes = self.model.graph.node[self.starts[number] : self.starts[number + 1]]
@@ -71,6 +80,7 @@ class Cuts:
         nodes: Sequence[onnx.NodeProto],
         crossing: Mapping[str, NDArray[np.generic]],
         outputs: Sequence[onnx.ValueInfoProto],
+        optimization_level: str = "all",
     ) -> ort.InferenceSession:
         whole, part = self.model.graph, onnx.ModelProto()
         part.ir_version = self.model.ir_version
@@ -88,11 +98,15 @@ class Cuts:
             if name in read
         )
         graph.output.extend(outputs)
-        return create_session(part, session_options())
+        register_shared_arena()  # a session a cut, each for a few runs
+        options = session_options(optimization_level=optimization_level)
+        for key, value in SHARED_ARENA.items():
+            options.add_session_config_entry(key, value)
+        return create_session(part, options)
 
 
 def find_cuts(model: onnx.ModelProto, names: Sequence[str]) -> Cuts:
-    """Cuts before the first readers of at most a dozen of the names, evenly spaced.
+    """Cuts before the first readers of at most two dozen of the names, evenly spaced.
 
     Args:
         model: A model with its nodes in topological order.

@@ -70,7 +70,8 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Probes every tensor.
 
-    The graph is cut before the operators of some weights: a probe runs what lies behind the last cut before its weight.
+    The graph is cut before the operators of some weights: a probe runs what lies behind the last cut before its weight,
+    on values of one clean pass.
     Where the samples take at least as many runs as there are probes, each probe sees a share of them: its noise is new
     anyway, and the mean over samples is as good.
 
@@ -206,9 +207,10 @@ def _walk(
     exposed.graph.sort()
     runs = list(data.feeds(batch_size))
     cuts = find_cuts(ir.to_proto(exposed), list(expose.inputs.values()))
-    first = _Part(cuts.suffix(0, {}), data, runs, [{}] * len(runs))
     if not len(data):
         raise InputError("the model has no inputs to feed: sensitivity cannot be measured")
+    ahead = _run_ahead(cuts, data, runs)
+    first = _Part(cuts.suffix(0, {}), data, runs, [{}] * len(runs), clean=ahead.clean if ahead else None)
     if len({tuple(rows.shape[1] for rows in clean.values()) for clean in first.clean}) != 1:
         raise InputError("the sizes of the model's outputs depend on its inputs: sensitivity cannot be measured")
     if not all(np.isfinite(rows).all() for clean in first.clean for rows in clean.values()):
@@ -219,7 +221,7 @@ def _walk(
         part = first
         for number, members in enumerate(cuts.members):
             if number:
-                part = _behind(cuts, number, part)
+                part = _behind(cuts, number, part, ahead)
             for source in members:
                 yield part, weights[source], source
 
@@ -265,8 +267,7 @@ class _Part:
         names = [output.name for output in self._session.get_outputs()]
         values = _run_session(self._session, {**self.feed(run, self._known), **weights}, self.data)
         fed = None if self.data.one_by_one else len(next(iter(inputs.values())))
-        real = [isinstance(v, np.ndarray) and np.issubdtype(v.dtype, np.floating) for v in values]
-        return {name: _rows(v, count, fed) for name, v, is_real in zip(names, values, real, strict=True) if is_real}
+        return _real_rows(dict(zip(names, values, strict=True)), count, fed)
 
     def change(self, run: int, weights: Values) -> tuple[float, int]:
         """Squared change of the outputs of a run under other weights, and how many samples it had."""
@@ -278,8 +279,43 @@ class _Part:
         return total, self.runs[run][1]
 
 
-def _behind(cuts: Cuts, number: int, before: _Part) -> _Part:
+@dataclass(frozen=True)
+class _Ahead:
+    """What one clean pass gave: for each run the values that cross any cut, and the outputs as a `_Part` has them."""
+
+    values: list[Values]
+    clean: list[Rows]
+
+
+def _run_ahead(cuts: Cuts, data: Dataset, runs: list[_Run]) -> _Ahead | None:
+    """The values of all cuts at once; None where they are too many or of kinds that cannot cross."""
+    if len(cuts.starts) == 1:
+        return None
+    try:
+        session = cuts.whole()
+        own, found = len(cuts.model.graph.output), _Ahead([], [])
+        names = [output.name for output in session.get_outputs()]
+        for inputs, count in runs:
+            arrays = dict(zip(names, _run_session(session, inputs, data), strict=True))
+            fed = None if data.one_by_one else len(next(iter(inputs.values())))
+            found.clean.append(_real_rows({name: arrays[name] for name in names[:own]}, count, fed))
+            wanted = set().union(*(cuts.crossing(number) for number in range(1, len(cuts.starts))))
+            found.values.append({name: array for name, array in arrays.items() if name in wanted})
+            # The first run tells how much all will hold.
+            if not can_cross(found.values * len(runs) if len(found.values) == 1 else found.values):
+                return None
+    except InputError as error:  # such as values of a type that Python has not
+        logger.debug("the cuts are taken one by one: %s", error)
+        return None
+    return found
+
+
+def _behind(cuts: Cuts, number: int, before: _Part, ahead: _Ahead | None) -> _Part:
     """What lies behind a cut; what lay behind an earlier one where values cannot cross this one."""
+    if ahead is not None:
+        wanted = cuts.crossing(number)
+        kept = [{name: array for name, array in values.items() if name in wanted} for values in ahead.values]
+        return _Part(cuts.suffix(number, kept[0]), before.data, before.runs, kept, number, ahead.clean)
     if before.cut != number - 1:
         return before
     try:
@@ -354,6 +390,16 @@ def _energy(
             rows += count
         progress()
     return total / rows / epsilon**2
+
+
+def _real_rows(outputs: Values, count: int, fed: int | None) -> Rows:
+    """The real-valued ones of some outputs, each sample's in a row."""
+    real = {
+        name: value
+        for name, value in outputs.items()
+        if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating)
+    }
+    return {name: _rows(value, count, fed) for name, value in real.items()}
 
 
 def _rows(value: NDArray[np.generic], count: int, fed: int | None) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from onnx import helper
 from small_models import CASES, info, matmul, model, normal
 from stored_models import run, source_model
 
-import qtaml_onnx.segments as segments
+from qtaml_onnx import segments, sensitivity
 from qtaml_onnx.data import Dataset
 from qtaml_onnx.segments import Values, can_cross, find_cuts
 from qtaml_onnx.sensitivity import measure_sensitivity
@@ -38,7 +38,7 @@ def test_parts_compute_what_the_whole_does(length: int) -> None:
     proto, x = chain(length), normal(4, 6, seed=90)
     cuts = find_cuts(proto, [f"W{layer}" for layer in range(length)])
     assert sum(cuts.members, ()) == tuple(f"W{layer}" for layer in range(length))
-    assert len(cuts.starts) == min(length, 12)
+    assert len(cuts.starts) == min(length, 24)
     expected = dict(zip(["y", f"t{length // 2}"], run(proto, {"x": x}), strict=True))
     crossing: Values = {}
     for number in range(len(cuts.starts)):
@@ -90,13 +90,13 @@ def test_cutting_changes_no_sensitivity(monkeypatch: pytest.MonkeyPatch) -> None
     whole = probe(proto, data)
     assert cut.keys() == whole.keys()
     np.testing.assert_allclose(list(cut.values()), list(whole.values()), rtol=1e-4)
-    monkeypatch.setattr(segments, "_MOST_CUTS", 12)
+    monkeypatch.setattr(segments, "_MOST_CUTS", 24)
     monkeypatch.setattr("qtaml_onnx.sensitivity.can_cross", lambda _values: False)
     np.testing.assert_allclose(list(probe(proto, data).values()), list(whole.values()), rtol=1e-12)
 
 
 def test_a_chain_costs_little_more_than_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nodes run over all probes, against the whole graph for each: at most 0.6 with a dozen cuts, 1 with none."""
+    """Nodes run over all probes, against the whole graph for each: at most 0.6 with two dozen cuts, 1 with none."""
     ran = 0
     original = segments.Cuts._session
 
@@ -120,6 +120,16 @@ def test_a_chain_costs_little_more_than_half(monkeypatch: pytest.MonkeyPatch) ->
     passes = ran / len(proto.graph.node)
     assert passes <= 0.6 * probes * length + len(segments.find_cuts(proto, [f"W{i}" for i in range(length)]).starts)
     assert passes >= 0.4 * probes * length
+
+
+def test_cuts_taken_one_by_one_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where what crosses all cuts does not fit, what crosses one may."""
+    proto = chain(8)
+    data = Dataset({"x": normal(20, 6, seed=92)}, None, False, None, "tests")
+    at_once = probe(proto, data)
+    monkeypatch.setattr(sensitivity, "_run_ahead", lambda *_: None)
+    one_by_one = probe(proto, data)
+    np.testing.assert_allclose(list(one_by_one.values()), list(at_once.values()), rtol=1e-6)
 
 
 def test_what_cannot_be_fed_again() -> None:

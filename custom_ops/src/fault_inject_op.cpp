@@ -223,13 +223,14 @@ void FaultKernel::run(OrtKernelContext* context) const {
     refuse(api, "input X has too many words, " + std::to_string(work.first.words));
   }
   work.chunks = static_cast<uint32_t>(chunks);
-  // Several chunks at a time cost less each; enough groups remain for many threads.
-  work.group = static_cast<uint32_t>(std::clamp<size_t>(chunks / 16, 1, 16));
+  // Several chunks at a time cost less each where little is drawn; enough groups remain for many threads.
+  work.group = static_cast<uint32_t>(std::clamp<size_t>(chunks / (plan.dense_count > 0 ? 64 : 16), 1, 16));
   work.groups = (work.chunks + work.group - 1) / work.group;
   const size_t units = work.samples * work.groups;
   if (units == 1) return work.run(0);
   const auto body = [](void* user, size_t unit) { static_cast<const Work*>(user)->run(unit); };
-  check(api.KernelContext_ParallelFor(context, body, units, 0, &work));
+  // As many batches as units: threads take the next one when they are done, so that one that wakes late does less.
+  check(api.KernelContext_ParallelFor(context, body, units, units, &work));
 }
 
 OrtStatus* create(const OrtCustomOp* op, const void*, const OrtKernelInfo* info, void** kernel) {

@@ -83,6 +83,9 @@ void add_dense(FaultPlan& plan, uint32_t plane, const double* p) {
     entry.digit[i] = -(entry.threshold[0] >> (kTrailing + i) & 1);
     entry.differs[i] = -((entry.threshold[0] ^ entry.threshold[1]) >> (kTrailing + i) & 1);
   }
+  for (unsigned i = 0; i < kLeading / 2; ++i) {
+    entry.digits[i] = static_cast<uint8_t>(entry.threshold[0] >> (kTrailing + 2 * i) & 3);
+  }
 }
 
 }  // namespace

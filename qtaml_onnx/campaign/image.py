@@ -8,14 +8,13 @@ forbid. That costs a load a trial and saves up to half of the time of every batc
 
 A DequantizeLinear stays on the side of the inference: with constant words behind it onnxruntime makes integer operators
 of it, as it does in the plain model. So do fault operators inside subgraphs and functions, and those on activations:
-they run with each batch, and what is fed to them is the same seed and rates.
+they run with each batch, and what is fed to them is the same seed and rates, and the number of the batch's first
+sample: every inference draws its own transient faults.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +26,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from qtaml_onnx.errors import InputError, QtamlError
+from qtaml_onnx.passes.inject_activation_faults import INFERENCE_INPUT
 from qtaml_onnx.passes.inject_faults import RATES_INPUT, SEED_INPUT
-from qtaml_onnx.runtime import create_session, session_options
+from qtaml_onnx.runtime import SHARED_ARENA, create_session, register_shared_arena, session_options
 
 __all__ = ["SESSION_OPTIONS", "FaultyModel", "SplitModel", "inference_session", "split_image"]
 
@@ -44,7 +44,7 @@ _ENTRIES = {
     # 1 % that comes and goes with how the weights are held.
     "session.qdq_matmulnbits_accuracy_level": "1",
     # The sessions of all trials take their memory from one arena: fresh memory for each costs a tenth of its run.
-    "session.use_env_allocators": "1",
+    **SHARED_ARENA,
 }
 
 SESSION_OPTIONS = {
@@ -74,8 +74,10 @@ def split_image(model: onnx.ModelProto) -> SplitModel:
     """Cuts an instrumented model in two; `model` is not changed."""
     graph = model.graph
     constants = {tensor.name for tensor in graph.initializer}
-    late = {value.name for value in graph.input} - constants
+    inputs_of_graph = {value.name for value in graph.input}
+    late = inputs_of_graph - constants | inputs_of_graph & {INFERENCE_INPUT}  # another one with each batch
     drawn = {SEED_INPUT, RATES_INPUT}  # what depends on these alone, and on constants
+    has_words = False
     late -= drawn
     for node in graph.node:
         reads = _reads(node)
@@ -83,7 +85,8 @@ def split_image(model: onnx.ModelProto) -> SplitModel:
             late.update(node.output)
         elif reads & drawn:
             drawn.update(node.output)
-    drawn -= {SEED_INPUT, RATES_INPUT, ""}
+            has_words |= node.op_type == "FaultInject"
+    drawn = drawn - {SEED_INPUT, RATES_INPUT, ""} if has_words else set()
     outputs = [value.name for value in graph.output]
     main = _needed(graph.node, outputs, stop=drawn)
     main_reads = {name for node in main for name in _reads(node)} | set(outputs)
@@ -143,14 +146,6 @@ def _part(
     return part
 
 
-@functools.cache
-def _share_memory() -> None:
-    """Registers the arena of this process's sessions, once."""
-    kind = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    with contextlib.suppress(RuntimeError):  # the program has registered one itself, which does as well
-        ort.create_and_register_allocator(kind, None)
-
-
 def inference_session(
     model: onnx.ModelProto | bytes, weights: dict[str, ort.OrtValue] | None = None
 ) -> ort.InferenceSession:
@@ -164,8 +159,8 @@ def inference_session(
         weights: Values of initializers that the model names as external data. They must stay as they are as long as
             the session lives.
     """
-    _share_memory()
     options = session_options(threads=1)
+    register_shared_arena()
     for key, value in _ENTRIES.items():
         options.add_session_config_entry(key, value)
     if weights:

@@ -8,7 +8,7 @@ so that no sum is taken in another order because there are more cores or workers
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from qtaml_onnx.campaign.metrics import Metric
 from qtaml_onnx.campaign.outcomes import Outcomes
 from qtaml_onnx.data import Dataset
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.passes.inject_activation_faults import INFERENCE_INPUT
 
 __all__ = ["BATCH_SIZE", "Measured", "Trial", "Work", "Worker", "available_cpus", "run_first_output"]
 
@@ -33,7 +34,8 @@ Measured = dict[str, float]
 """What a trial gave: metrics by name, and the number of samples with each outcome."""
 
 Outputs = NDArray[np.generic]
-Batch = tuple[dict[str, NDArray[np.generic]], int]
+Batch = tuple[dict[str, NDArray[np.generic]], int, int]
+"""Inputs, how many samples of them count, and the number of the first one."""
 
 
 @dataclass(frozen=True, order=True)
@@ -123,20 +125,31 @@ def run_first_output(
     """
     name = session.get_outputs()[0].name
 
+    # Transient faults are drawn anew for each sample, by its number: the same in whatever batch it comes.
+    numbered = any(value.name == INFERENCE_INPUT for value in session.get_overridable_initializers())
+
     def run(batch: Batch) -> Outputs:
-        feed, count = batch
+        feed, count, first = batch
+        number = {INFERENCE_INPUT: np.asarray(first, np.int64)} if numbered else {}
         try:
-            output = np.asarray(session.run([name], {**feed, **(extra or {})})[0])
+            output = np.asarray(session.run([name], {**feed, **number, **(extra or {})})[0])
         except Exception as error:  # onnxruntime raises types of its own, without a common base
             raise InputError(f"the model does not run on {data.source}: {str(error).splitlines()[0][:200]}") from error
         return output[None] if data.one_by_one else output[:count]
 
-    parts = _side_by_side(run, data.feeds(batch_size), threads)
+    parts = _side_by_side(run, _numbered(data.feeds(batch_size)), threads)
     if not parts:
         raise InputError("the model has no inputs: there are no samples to measure on")
     if len({part.shape[1:] for part in parts}) > 1:
         raise InputError(f"the size of output '{name}' depends on the input; such outputs cannot be compared")
     return np.concatenate(parts)
+
+
+def _numbered(feeds: Iterable[tuple[dict[str, NDArray[np.generic]], int]]) -> Iterator[Batch]:
+    first = 0
+    for feed, count in feeds:
+        yield feed, count, first
+        first += count
 
 
 def _side_by_side(function: Callable[[Batch], Outputs], items: Iterable[Batch], threads: int) -> list[Outputs]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
@@ -10,9 +11,14 @@ from small_models import OUT, X, info, matmul, model, normal
 from stored_models import Stored, fault_options, rates_feed, run, store
 
 from qtaml_onnx.campaign import Campaign, Result, Variant
+from qtaml_onnx.campaign.image import FaultyModel
+from qtaml_onnx.campaign.trials import run_first_output
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.data import Dataset
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.fault_inject import fault_inject
+from qtaml_onnx.fault_pattern import FaultPattern
+from qtaml_onnx.passes.inject_activation_faults import InjectActivationFaults
 
 SAMPLES = normal(64, 6, seed=9)
 W = normal(6, 4, seed=1)
@@ -134,3 +140,32 @@ def test_a_model_that_does_not_load_is_reported_by_workers_too() -> None:
     proto = model(mystery, [X], [OUT], {"W": W}, domains=["com.example"])
     with pytest.raises(InputError, match="Mystery"):
         found.measure_faulty(Variant("hardened", proto), RATES)
+
+
+def transient() -> onnx.ModelProto:
+    """x times powers of two, so that products are exact, with faults on the product's lower 23 planes."""
+    x, y = info("x", TensorProto.FLOAT, "batch", 6), info("y", TensorProto.FLOAT, "batch", 6)
+    source = ir.from_proto(model([matmul()], [x], [y], {"W": np.diag(2.0 ** np.arange(6)).astype(np.float32)}))
+    InjectActivationFaults(FlipRates.uniform(0.1, 32), FaultPattern(planes=(1 << 23) - 1))(source)
+    return ir.to_proto(source)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_transient_faults_are_those_of_the_sample_in_whatever_batch(batch_size: int) -> None:
+    """Sample n meets the faults of inference n, by the operator's definition: no batch repeats those of another."""
+    rates = np.full((2, 32), 0.1, np.float32)
+    data = dataset(arrays={"x": np.ones((64, 6), np.float32)})
+    faulty = FaultyModel(transient())
+    for seed in (3, 4):
+        session, extra = faulty.draw(seed, rates)
+        found = run_first_output(session, data, batch_size, extra, threads=2)
+        product = np.tile((2.0 ** np.arange(6)).astype(np.float32), (64, 1))
+        wanted = fault_inject(product, seed, rates, exposed_planes=(1 << 23) - 1, inference=0, per_sample=True)
+        np.testing.assert_array_equal(found.view(np.uint32), wanted.view(np.uint32))
+        assert len({row.tobytes() for row in found}) == 64
+
+
+def test_a_model_whose_faults_are_all_transient_is_loaded_once() -> None:
+    faulty = FaultyModel(transient())
+    sessions = [faulty.draw(seed, np.zeros((2, 32), np.float32))[0] for seed in (1, 2)]
+    assert sessions[0] is sessions[1]

@@ -13,6 +13,7 @@ struct DensePlane {
   uint64_t threshold[2];  // floor(p_s * 2^64), by the bit's state
   // The leading digits of threshold[0], least significant first, and where those of threshold[1] differ: 0 or all ones.
   uint64_t digit[kLeading], differs[kLeading];
+  uint8_t digits[kLeading / 2];  // of threshold[0], two at a time, 0 to 3
 };
 
 // A table of the number of hits of a chunk: floor(2^64 * P[Poisson > q]), decreasing in q.
