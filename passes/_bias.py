@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.passes._graph import NameTable, add_constant, discard
+from qtaml_onnx.plan_values import BiasPlan, QuantizedBias
 from qtaml_onnx.quantized import BIAS_INPUTS
-from qtaml_onnx.tensor_plan import BiasPlan, QuantizedBias
 
 __all__ = ["BiasBuilder", "correct_integers"]
 

@@ -19,8 +19,8 @@ import onnx_ir as ir
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.passes._bias import BiasBuilder, correct_integers
 from qtaml_onnx.passes._graph import NameTable
+from qtaml_onnx.plan_values import BiasPlan
 from qtaml_onnx.quantized import BIAS_INPUTS
-from qtaml_onnx.tensor_plan import BiasPlan
 
 __all__ = ["CorrectBias"]
 

@@ -17,8 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from qtaml_onnx.passes._graph import NameTable, add_constant, discard, insert_at_start
+from qtaml_onnx.plan_values import PackedWords
 from qtaml_onnx.storage.tensor import along_channels
-from qtaml_onnx.tensor_plan import PackedWords, TensorPlan, table_array
+from qtaml_onnx.tensor_plan import TensorPlan, table_array
 from qtaml_onnx.weights import Weight
 
 __all__ = ["store_quantized"]

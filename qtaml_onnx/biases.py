@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from qtaml_onnx.forms import floats
 from qtaml_onnx.layers import Layer, LayerStatistics, mean_response
-from qtaml_onnx.tensor_plan import BiasPlan
+from qtaml_onnx.plan_values import BiasPlan
 
 __all__ = ["bias_plan", "restored_deviation"]
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.codebooks import CodeBooks, restored_gain
 from qtaml_onnx.methods import Design
+from qtaml_onnx.plan_values import table_bits
 from qtaml_onnx.storage import Code, ReadOut, WordSums, word_sums
 from qtaml_onnx.storage.channel_optimized import design_channel_optimized
 from qtaml_onnx.storage.grouped import MOST_GROUPS, GroupedCode, channels_by_shape
-from qtaml_onnx.tensor_plan import table_bits
 
 __all__ = ["CODE_BOOKS", "BookKind", "choose_design", "grouped_design"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qtaml_onnx.tensor_plan import ChannelPart
+from qtaml_onnx.plan_values import ChannelPart
 from qtaml_onnx.tensors import Scaling, TensorData
 
 __all__ = ["MOST_GROUPS", "Part", "channel_groups", "channel_magnitudes", "split"]

@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtaml_onnx.channel_groups import channel_magnitudes
+from qtaml_onnx.channel_sensitivity import channel_units, measure_channels
 from qtaml_onnx.data import Dataset
 from qtaml_onnx.methods import Method
 from qtaml_onnx.planner import Planner
 from qtaml_onnx.progress import Progress
-from qtaml_onnx.sensitivity import channel_units, measure_channels
 
 __all__ = ["CHANNEL_SAMPLES", "channel_energies"]
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from qtaml_onnx.forms import floats
 from qtaml_onnx.graph import constant_array, is_constant
 from qtaml_onnx.layers import Layer, mean_response
+from qtaml_onnx.plan_values import BiasPlan, QuantizedBias
 from qtaml_onnx.quantized import IntegerGrid
-from qtaml_onnx.tensor_plan import BiasPlan, QuantizedBias
 from qtaml_onnx.weights import Weight
 
 __all__ = ["integer_bias"]

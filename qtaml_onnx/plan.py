@@ -17,8 +17,9 @@ from pydantic import ValidationError
 from qtaml_onnx import __version__
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.plan_parts import check_parts
-from qtaml_onnx.tensor_plan import BiasPlan, ChannelPart, CodeSpec, PlanValue, TensorPlan, check_tensor
+from qtaml_onnx.plan_checks import check_parts, check_tensor
+from qtaml_onnx.plan_values import BiasPlan, ChannelPart, CodeSpec, PlanValue
+from qtaml_onnx.tensor_plan import TensorPlan
 from qtaml_onnx.textio import read_text
 
 __all__ = [

@@ -13,8 +13,8 @@ from qtaml_onnx.menu import Choice
 from qtaml_onnx.methods import Design, Method
 from qtaml_onnx.modelio import SourceModel
 from qtaml_onnx.passes.dequantize_weights import DequantizeWeights
+from qtaml_onnx.plan_values import PackedWords, Steps
 from qtaml_onnx.storage import error_moments, word_sums
-from qtaml_onnx.tensor_plan import PackedWords, Steps
 from qtaml_onnx.tensors import Scaling, TensorData
 from qtaml_onnx.weights import Inventory
 

@@ -17,11 +17,12 @@ from qtaml_onnx.integer_bias import integer_bias
 from qtaml_onnx.layers import Layer, LayerStatistics, extra_variance
 from qtaml_onnx.menu import Choice
 from qtaml_onnx.methods import Design, Method
+from qtaml_onnx.plan_values import BiasPlan, CodeSpec
 from qtaml_onnx.recoding import one_step_a_channel, packed_words, rounding_noise, unit_ratio
 from qtaml_onnx.storage import Code, WordSums
 from qtaml_onnx.storage.grouped import GroupedCode
 from qtaml_onnx.storage.tensor import mean_square
-from qtaml_onnx.tensor_plan import BiasPlan, CodeSpec, TensorPlan
+from qtaml_onnx.tensor_plan import TensorPlan
 from qtaml_onnx.tensors import Scaling, TensorData
 
 __all__ = ["Books", "Correction", "tensor_plan"]

@@ -23,9 +23,9 @@ from qtaml_onnx.graph import walk
 from qtaml_onnx.methods import METHODS, Design
 from qtaml_onnx.options import HardenOptions
 from qtaml_onnx.plan import StoragePlan, read_plan
+from qtaml_onnx.plan_values import table_bits
 from qtaml_onnx.storage.grouped import GroupedCode, channels_by_shape
 from qtaml_onnx.storage.tensor import decode_tensor, encode_tensor
-from qtaml_onnx.tensor_plan import table_bits
 from qtaml_onnx.verification import comparison_options
 
 CODED = METHODS["channel-optimized"]

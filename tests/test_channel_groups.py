@@ -15,10 +15,11 @@ from small_models import OUT, X, matmul, model, normal
 from stored_models import source_model
 
 from qtaml_onnx.channel_groups import MOST_GROUPS, Part, channel_groups, channel_magnitudes, split
+from qtaml_onnx.channel_sensitivity import channel_units, measure_channels, shrunk
 from qtaml_onnx.data import Dataset
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.planner import Planner, prepare
-from qtaml_onnx.sensitivity import channel_units, measure_channels, measure_sensitivity, shrunk
+from qtaml_onnx.sensitivity import measure_sensitivity
 
 TAC = METHODS["tac"]
 

@@ -17,9 +17,10 @@ from stored_models import store
 
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.plan import FaultModel, StoragePlan, read_plan
+from qtaml_onnx.plan_values import CodeSpec
 from qtaml_onnx.storage.codes import UNIFORM_KINDS, Code, uniform_code
 from qtaml_onnx.storage.tensor import decode_tensor, encode_tensor
-from qtaml_onnx.tensor_plan import CodeSpec, TensorPlan
+from qtaml_onnx.tensor_plan import TensorPlan
 
 floats = st.floats(-10, 10, allow_subnormal=True)
 positive = st.floats(0, 1e6)

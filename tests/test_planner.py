@@ -20,11 +20,12 @@ from qtaml_onnx.fault_inject import fault_inject
 from qtaml_onnx.layers import extra_variance
 from qtaml_onnx.methods import METHODS, method_named
 from qtaml_onnx.plan import StoragePlan
+from qtaml_onnx.plan_values import table_bits
 from qtaml_onnx.planner import Planner
 from qtaml_onnx.storage import uniform_code, word_sums
 from qtaml_onnx.storage.channel_optimized import design_channel_optimized
 from qtaml_onnx.storage.tensor import decode_tensor, encode_tensor, normalise
-from qtaml_onnx.tensor_plan import TensorPlan, table_bits
+from qtaml_onnx.tensor_plan import TensorPlan
 from qtaml_onnx.tensors import Scaling
 from qtaml_onnx.weights import constant_array, stored_values
 

@@ -9,7 +9,7 @@ from onnx import helper
 from small_models import CASES, info, matmul, model, normal
 from stored_models import run, source_model
 
-from qtaml_onnx import segments, sensitivity
+from qtaml_onnx import segments
 from qtaml_onnx.data import Dataset
 from qtaml_onnx.segments import Values, can_cross, find_cuts
 from qtaml_onnx.sensitivity import measure_sensitivity
@@ -91,7 +91,7 @@ def test_cutting_changes_no_sensitivity(monkeypatch: pytest.MonkeyPatch) -> None
     assert cut.keys() == whole.keys()
     np.testing.assert_allclose(list(cut.values()), list(whole.values()), rtol=1e-4)
     monkeypatch.setattr(segments, "_MOST_CUTS", 24)
-    monkeypatch.setattr("qtaml_onnx.sensitivity.can_cross", lambda _values: False)
+    monkeypatch.setattr("qtaml_onnx.probing.can_cross", lambda _values: False)
     np.testing.assert_allclose(list(probe(proto, data).values()), list(whole.values()), rtol=1e-12)
 
 
@@ -127,7 +127,7 @@ def test_cuts_taken_one_by_one_give_the_same(monkeypatch: pytest.MonkeyPatch) ->
     proto = chain(8)
     data = Dataset({"x": normal(20, 6, seed=92)}, None, False, None, "tests")
     at_once = probe(proto, data)
-    monkeypatch.setattr(sensitivity, "_run_ahead", lambda *_: None)
+    monkeypatch.setattr("qtaml_onnx.probing._run_ahead", lambda *_: None)
     one_by_one = probe(proto, data)
     np.testing.assert_allclose(list(one_by_one.values()), list(at_once.values()), rtol=1e-6)
 

@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from qtaml_onnx.firmware.manifest import Grid, ImageTensor, Manifest, SmallGroupEntry, SmallTensorEntry
 from qtaml_onnx.firmware.parity import BchCoder, Coder, LdpcCoder, ParityCoder, RepetitionCoder, SecDedCoder
-from qtaml_onnx.tensor_plan import BiasPlan, TensorPlan
+from qtaml_onnx.plan_values import BiasPlan
+from qtaml_onnx.tensor_plan import TensorPlan
 
 __all__ = ["c_files", "small_symbols", "tensor_symbols"]
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtaml_onnx.channel import FloatArray
+from qtaml_onnx.plan_values import INTEGER_TYPES
 from qtaml_onnx.storage.codes import word_dtype
-from qtaml_onnx.tensor_plan import INTEGER_TYPES, TensorPlan, table_array
+from qtaml_onnx.tensor_plan import TensorPlan, table_array
 
 _Float = TypeVar("_Float", np.float16, np.float32)
 _Joined = TypeVar("_Joined", bound=np.generic)

@@ -21,7 +21,7 @@ from qtaml_onnx.data import Dataset
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.layers import LayerStatistics, mean_response
 from qtaml_onnx.passes.correct_bias import CorrectBias
-from qtaml_onnx.tensor_plan import BiasPlan
+from qtaml_onnx.plan_values import BiasPlan
 
 Array = NDArray[Any]
 HALF = 2.0**-11

@@ -11,6 +11,7 @@ import numpy as np
 
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.plan import FaultModel, StoragePlan
+from qtaml_onnx.plan_values import CodeSpec
 from qtaml_onnx.report.schema import (
     Calibration,
     Difference,
@@ -38,7 +39,7 @@ from qtaml_onnx.report.schema import (
 )
 from qtaml_onnx.storage.codes import uniform_code
 from qtaml_onnx.storage.readout import bitwise_affine, restored_posterior_mean, word_sums
-from qtaml_onnx.tensor_plan import CodeSpec, TensorPlan
+from qtaml_onnx.tensor_plan import TensorPlan
 
 MakeReport = Callable[..., Report]
 FIXTURES = Path(__file__).with_name("fixtures")
