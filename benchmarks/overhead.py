@@ -425,9 +425,10 @@ def tasks(rate: float) -> list[list[tuple[Task, Row]]]:
             (ranger, Row("plain int8, layer outputs in range", "none")),
         ],
         [(task, METHOD_ROWS[name]) for name in ("posterior-mean", "magnitude") for task in (nothing, overhead)],
-        [(overhead, row) for row in BY_CHANNEL],
         [(nothing, METHOD_ROWS["uniform-msp"]), *((budgets, METHOD_ROWS[n]) for n in ("channel-optimized", "tac"))],
-        [*([] if high else lengths), *((overhead, row) for row in ABLATIONS)],
+        [] if high else lengths,
+        [(overhead, row) for row in BY_CHANNEL] if high else [],
+        [(overhead, row) for row in ABLATIONS],
     ]
 
 
