@@ -48,7 +48,7 @@ def choose_design(
         protected: Number of protected planes.
         x: Normalised weights.
         axis: Of channels that may have codes of their own; None for none.
-        worth: What the tensor's noise is worth in bits: its share of all predicted noise energy, times all bits.
+        worth: What the tensor's noise is worth in bits: its share of all predicted noise, times what that is worth.
         kind: Which to take whatever it is worth; `auto` compares them. A tensor without channels has its own instead.
         sums_under: Gives the word sums of `x` under a code, where there is a quicker way than another look at `x`.
         name: The tensor's, under which the code books remember what was designed for it.

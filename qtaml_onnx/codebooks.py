@@ -118,6 +118,27 @@ class CodeBooks:
             self._pairs[bits] = PairBook(code, noise / signal if signal > 0 else 0.0)
         return self._pairs[bits]
 
+    def worth(self, bits: int, protected: int, *, pair: bool = False) -> float:
+        """What all noise is worth in bits a weight: as many as longer words would take to save it, at their first bit.
+
+        One more bit a weight saves a share of the noise. What else saves a share, such as a better table, is worth no
+        more bits than longer words that save as much; and no more than the word itself. Ours.
+
+        Args:
+            bits: Word length.
+            protected: Number of protected planes.
+            pair: Whether they are two words a weight; their lengths are compared with that of one word of 8 bits.
+        """
+        if pair:
+            ratio = self.pair(bits).noise_to_signal / self.book(8, 0).noise_to_signal
+            saved = 1 - ratio ** (1 / (bits - 8))
+        elif bits == 1 or protected == bits:
+            return float(bits)
+        else:
+            shorter = self.book(bits - 1, protected).noise_to_signal
+            saved = 1 - self.book(bits, protected).noise_to_signal / shorter if shorter > 0 else 0.0
+        return 1 / saved if saved * bits > 1 else float(bits)
+
     def pair_design(self, name: str, bits: int, x: NDArray[np.float32], worth: float, kind: str = "auto") -> Design:
         """The design of two words for a tensor: the shared code with a gain of its own, or a code of its own.
 
@@ -127,7 +148,7 @@ class CodeBooks:
             name: The tensor's.
             bits: Of both words together.
             x: Its normalised weights.
-            worth: What its noise is worth in bits: its share of all predicted noise energy, times all bits.
+            worth: What its noise is worth in bits: its share of all predicted noise, times what that is worth.
             kind: `shared` or `auto`; with `tensor` or `channel` the tensor has a code of its own whatever it is worth.
         """
         code = self.pair(bits).code

@@ -279,10 +279,11 @@ class Planner(ModelAnalysis):
         """The plan of an allocation."""
         method = menu.method
         chosen = self._joined(menu, allocation)
-        bits = sum(part.size * choice.bits for part, choice in chosen)
         energy = sum(choice.energy for _part, choice in chosen)
         tensors = tuple(
-            self._tensor_plan(method, part, choice, stream, choice.energy / energy * bits if energy > 0 else 0.0)
+            self._tensor_plan(
+                method, part, choice, stream, choice.energy / energy * self.weights if energy > 0 else 0.0
+            )
             for stream, (part, choice) in enumerate(chosen)
         )
         longest = max((max(tensor.word_lengths) for tensor in tensors), default=0)
@@ -314,7 +315,7 @@ class Planner(ModelAnalysis):
         picked = [choices[index] for choices, index in zip(menu.choices, allocation, strict=True)]
         return join_parts(self.parts(method), picked, choices)
 
-    def _tensor_plan(self, method: Method, part: Part, choice: Choice, stream: int, worth: float) -> TensorPlan:
+    def _tensor_plan(self, method: Method, part: Part, choice: Choice, stream: int, share: float) -> TensorPlan:
         name, correction, sensitivity = part.name, None, None
         if method.corrects_bias and name in self.restorable:
             layer, statistics = self.layers[name], self.statistics[name]
@@ -335,7 +336,7 @@ class Planner(ModelAnalysis):
                 lambda x: self._signal(method, part, x),
             ),
             stream=stream,
-            worth=worth,
+            share=share,
             correction=correction,
             sensitivity=sensitivity,
         )

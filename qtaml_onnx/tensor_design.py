@@ -71,7 +71,7 @@ def tensor_plan(
     books: Books,
     *,
     stream: int,
-    worth: float,
+    share: float,
     correction: Correction | None,
     sensitivity: float | None,
 ) -> TensorPlan:
@@ -84,7 +84,7 @@ def tensor_plan(
         scaling: How the method normalises the tensor.
         books: What the design may draw on.
         stream: Decorrelates the faults of tensors.
-        worth: What the part's noise is worth in bits: its share of all predicted noise energy, times all bits.
+        share: Of all predicted noise energy, times the number of all weights.
         correction: The layer that is corrected; None for none.
         sensitivity: Output noise energy for normalised noise of variance 1 in the part; None if not measured.
     """
@@ -94,7 +94,7 @@ def tensor_plan(
     if kept:
         scaling = tensor.scaling("peak")
     x = part.normalised(scaling)
-    design = choice.design or _design(books, choice, part, x, scaling, worth)
+    design = choice.design or _design(books, choice, part, x, scaling, share)
     code = design.code
     codes = code.codes if isinstance(code, GroupedCode) else (code,)
     noise = design.noise if choice.design is not None else design.noise + rounding_noise(tensor, scaling)
@@ -141,9 +141,10 @@ def tensor_plan(
     )
 
 
-def _design(books: Books, choice: Choice, part: Part, x: NDArray[np.float32], scaling: Scaling, worth: float) -> Design:
+def _design(books: Books, choice: Choice, part: Part, x: NDArray[np.float32], scaling: Scaling, share: float) -> Design:
     """The design of a choice that came without: from the code books, or for this part alone where that pays."""
     made = books.shared()
+    worth = share * made.worth(choice.bits, choice.protected, pair=choice.pair)
     name = part.name if part.channels is None else f"{part.name} {part.channels.tolist()}"
     if choice.pair:
         return made.pair_design(name, choice.bits, x, worth, books.kind)
