@@ -97,7 +97,7 @@ def test_the_ratio_takes_uniform_msps_own_noise(hardened: tuple[HardenResult, Pa
     none = harden(MODEL, 0.001, calibration=digits("calibration", 64)).report.prediction
     assert none.saturation_ratio is None
     assert "needs no protection" in str(none.saturation_note)
-    lengths = harden(MODEL, 0.1, calibration=digits("calibration", 64), bits_per_weight=3.5).report.prediction
+    lengths = harden(MODEL, 0.1, calibration=digits("calibration", 64), bits_per_weight=2.5).report.prediction
     assert (lengths.noise_energy or 0) > 0.08
     assert "words of several lengths" in str(lengths.saturation_note)
 
