@@ -27,7 +27,10 @@ def axis_before(layout: ir.Node, source: ir.Value, axis: int | None) -> int | No
         return int(order[axis]) if -len(order) <= axis < len(order) else None
     after = tuple(layout.outputs[0].shape or ())
     if layout.op_type == "Reshape" and is_constant(layout.inputs[1]):
-        after = _reshaped(before, constant_array(layout.inputs[1]), layout)  # type: ignore[arg-type]
+        wanted = constant_array(layout.inputs[1])  # type: ignore[arg-type]
+        if wanted.dtype.kind not in "iu":
+            return None
+        after = _reshaped(before, wanted, layout)
     if any(not isinstance(n, int) for n in after) or not -len(after) <= axis < len(after):
         return None
     axis %= len(after)

@@ -38,10 +38,12 @@ class Menu:
     Attributes:
         method: The method.
         choices: For each tensor.
+        all_bits: Whether costs are all stored bits, so that tables have to earn their bits within the same total.
     """
 
     method: Method
     choices: list[list[Choice]]
+    all_bits: bool = False
 
     @property
     def _options(self) -> list[list[Option]]:

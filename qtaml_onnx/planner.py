@@ -186,7 +186,7 @@ class Planner(ModelAnalysis):
             choices.append(word_length_choices(part, weight, signal, scaling, books, self.protection, longest, pairs))
             if not part.number:
                 progress()
-        return Menu(method, choices)
+        return Menu(method, choices, all_bits=True)
 
     def books(self, method: Method) -> CodeBooks:
         """The shared code books of the tensors whose words may be chosen."""
@@ -281,9 +281,7 @@ class Planner(ModelAnalysis):
         chosen = self._joined(menu, allocation)
         energy = sum(choice.energy for _part, choice in chosen)
         tensors = tuple(
-            self._tensor_plan(
-                method, part, choice, stream, choice.energy / energy * self.weights if energy > 0 else 0.0
-            )
+            self._tensor_plan(menu, part, choice, stream, choice.energy / energy * self.weights if energy > 0 else 0.0)
             for stream, (part, choice) in enumerate(chosen)
         )
         longest = max((max(tensor.word_lengths) for tensor in tensors), default=0)
@@ -315,7 +313,8 @@ class Planner(ModelAnalysis):
         picked = [choices[index] for choices, index in zip(menu.choices, allocation, strict=True)]
         return join_parts(self.parts(method), picked, choices)
 
-    def _tensor_plan(self, method: Method, part: Part, choice: Choice, stream: int, share: float) -> TensorPlan:
+    def _tensor_plan(self, menu: Menu, part: Part, choice: Choice, stream: int, share: float) -> TensorPlan:
+        method = menu.method
         name, correction, sensitivity = part.name, None, None
         if method.corrects_bias and name in self.restorable:
             layer, statistics = self.layers[name], self.statistics[name]
@@ -332,6 +331,7 @@ class Planner(ModelAnalysis):
             Books(
                 lambda: self.books(method),
                 self.code_books,
+                menu.all_bits,
                 lambda x: self._sums_under(method, part, x),
                 lambda x: self._signal(method, part, x),
             ),

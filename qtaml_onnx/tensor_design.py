@@ -35,12 +35,14 @@ class Books:
     Attributes:
         shared: Gives the shared code books.
         kind: Which code books tensors get, see `qtaml_onnx.book_choice`.
+        grouped: Whether `auto` may take one a group of channels.
         sums_under: Word sums of these normalised weights, as a function of the code.
         mean_square: Of these normalised weights.
     """
 
     shared: Callable[[], CodeBooks]
     kind: BookKind
+    grouped: bool
     sums_under: Callable[[NDArray[np.float32]], Callable[[Code], WordSums]]
     mean_square: Callable[[NDArray[np.float32]], float]
 
@@ -150,6 +152,8 @@ def _design(books: Books, choice: Choice, part: Part, x: NDArray[np.float32], sc
         return made.pair_design(name, choice.bits, x, worth, books.kind)
     axis = scaling.row_axis if part.tensor.grid is None and part.rows(scaling.rows, scaling).size > 1 else None
     sums = books.sums_under(x)
+    if books.kind == "auto" and not books.grouped:
+        axis = None
     return choose_design(made, choice.bits, choice.protected, x, axis, worth, books.kind, sums, name=name)
 
 

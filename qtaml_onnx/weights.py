@@ -262,6 +262,8 @@ def _scanned(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
     if len(body.inputs) != len(node.inputs):
         return  # the Scan of opset 8, which has a batch axis before
     axes = node.attributes["scan_input_axes"].as_ints() if "scan_input_axes" in node.attributes else (0,) * count
+    if not 0 < count <= len(node.inputs) or len(axes) != count:
+        return
     for formal, actual, axis in zip(list(body.inputs)[-count:], node.inputs[-count:], axes, strict=True):
         if actual is not None and axis == 0:
             yield formal, actual

@@ -63,7 +63,9 @@ def harden(
     code_books: Annotated[
         str,
         typer.Option(
-            "--code-books", help="Designed code books: shared, tensor, channel (groups of alike ones), or auto."
+            "--code-books",
+            help="Designed code books: shared, tensor, channel (groups of alike ones), or auto: where what they "
+            "save pays for their bits (groups under --bits-per-weight alone).",
         ),
     ] = "auto",
     code: Annotated[
