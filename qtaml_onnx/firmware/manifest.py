@@ -128,6 +128,7 @@ class ImageTensor(_Value):
         protected: Its protected planes, none if `bits` is 0.
         parity: Their redundant bits.
         grid: Of a quantised tensor, where `storage` does not say what its integers stand for.
+        null_words: Where groups of channels have codes of their own, that of each code; `null_word` is the first.
     """
 
     storage: TensorPlan
@@ -137,6 +138,7 @@ class ImageTensor(_Value):
     protected: Region
     parity: Region
     grid: Grid | None = None
+    null_words: tuple[int, ...] | None = None
 
 
 class Scheme(_Value):
