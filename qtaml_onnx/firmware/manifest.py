@@ -197,7 +197,7 @@ class Manifest(_Value):
 
 def json_schema() -> dict[str, object]:
     """The JSON Schema (draft 2020-12) that every manifest of this version meets."""
-    schema = Manifest.model_json_schema(mode="serialization")
+    schema = Manifest.model_json_schema(mode="validation")  # serialisers that leave fields out hide what they are
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "qtaml-onnx memory image"} | schema
 
 

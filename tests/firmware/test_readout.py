@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -28,7 +30,7 @@ from qtaml_onnx.data import Dataset
 from qtaml_onnx.firmware import dump, writer
 from qtaml_onnx.firmware import reader as reader_module
 from qtaml_onnx.firmware.export import export_image
-from qtaml_onnx.firmware.manifest import Manifest, read_manifest
+from qtaml_onnx.firmware.manifest import Manifest, json_schema, read_manifest
 from qtaml_onnx.hardening import harden
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.plan import FaultModel, StoragePlan
@@ -471,6 +473,7 @@ def test_channels_with_codes_of_their_own(kind: str, tmp_path: Path, sanitized_r
     assert len(np.unique(tables, axis=0)) == len(set(plan.channel_groups or ())) > 1
     assert (plan.input_scales is not None) == (name != "conv-groups")
     assert manifest.tensors[0].storage == plan
+    jsonschema.Draft202012Validator(json_schema()).validate(json.loads((image / "manifest.json").read_text()))
     case = Case(lambda _weights: LAYERS[name].build(dtype=dtype), {}, {"x": LAYERS[name].samples().astype(dtype)})
     assert check(sanitized_reader.read(image), manifest, image, hardened, case) == 1
     clean = import_image(image, hardened)
