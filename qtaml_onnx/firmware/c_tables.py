@@ -204,6 +204,7 @@ class _Source:
             codes,
             bias,
             self._grid(number, plan, tensor.grid) if tensor.grid is not None else "NULL",
+            self._groups(number, plan, tensor.null_words) if tensor.null_words is not None else "NULL",
         ]
         return f"  {{{', '.join(fields)}}}"
 
@@ -212,6 +213,13 @@ class _Source:
         fields = f"{grid.steps}u, {grid.zero_points}u, {inner}u, {extent}u, {grid.block}u"
         self._lines.append(f"static const qtaml_grid grid_{number} = {{{fields}}};\n")
         return f"&grid_{number}"
+
+    def _groups(self, number: int, plan: TensorPlan, nulls: tuple[int, ...]) -> str:
+        axis, groups = plan.channel_axis or 0, plan.channel_groups or ()
+        inner = max(prod(plan.shape[axis + 1 :]), 1)
+        tables = f"{self._integers(groups, 'uint8_t')}, {self._integers(nulls)}"
+        self._lines.append(f"static const qtaml_groups groups_{number} = {{{tables}, {len(groups)}u, {inner}u}};\n")
+        return f"&groups_{number}"
 
     def _small(self, group: SmallGroupEntry, tensor: SmallTensorEntry) -> str:
         fields = [

@@ -23,7 +23,7 @@ from qtaml_onnx.storage.tensor import decode_tensor
 from qtaml_onnx.stored import plan_path
 from qtaml_onnx.tensor_plan import TensorPlan
 
-__all__ = ["HardenedModel", "coder_for", "load_hardened", "null_word", "scheme_of", "weight_type"]
+__all__ = ["HardenedModel", "coder_for", "load_hardened", "null_words", "scheme_of", "weight_type"]
 
 _LONGEST_WORD = 16
 _MOST_WEIGHTS = 1 << 31
@@ -159,11 +159,6 @@ def _check_tensor(tensor: TensorPlan) -> None:
             f"'{tensor.name}' has two words a weight, which the C reader does not know; "
             "harden with --longest-word 12 or less, until no tensor has two"
         )
-    if tensor.channel_codes is not None:
-        raise InputError(
-            f"'{tensor.name}' has codes of its own for groups of channels, which the C reader does not know; "
-            "harden with --code-books tensor"
-        )
     if tensor.bits > _LONGEST_WORD or tensor.size >= _MOST_WEIGHTS:
         raise InputError(f"'{tensor.name}' is too large for the C reader; --exclude it when hardening")
     steps = tensor.steps.values if tensor.steps is not None else ()
@@ -172,11 +167,15 @@ def _check_tensor(tensor: TensorPlan) -> None:
         raise InputError(f"'{tensor.name}' has constants that are not finite; --exclude it when hardening")
 
 
-def null_word(tensor: TensorPlan) -> int:
-    """The word nearest to zero: of one channel as good as of all, as scales are positive."""
-    words = np.arange(1 << tensor.bits, dtype=np.uint16 if tensor.words_type == "UINT16" else np.uint8)
-    single = tensor.model_copy(
-        update={"scales": tensor.scales[:1] or (1.0,), "channel_axis": None, "input_scales": None}
-    )
-    values = decode_tensor(single, words.view(tensor.words_type.lower()))
-    return int(np.argmin(np.abs(values)))
+def null_words(tensor: TensorPlan) -> tuple[int, ...]:
+    """The word nearest to zero of each code: of one channel as good as of all, as scales are positive."""
+    size = 1 << tensor.bits
+    words = np.arange(size, dtype=np.uint16 if tensor.words_type == "UINT16" else np.uint8)
+    one: dict[str, object] = {"scales": tensor.scales[:1] or (1.0,), "channel_axis": None, "input_scales": None}
+    found = []
+    for number in range(len(tensor.channel_codes or (None,))):
+        if tensor.channel_codes is not None and tensor.table is not None:
+            one |= {"channel_codes": None, "table": tensor.table[number * size : (number + 1) * size]}
+        values = decode_tensor(tensor.model_copy(update=one), words.view(tensor.words_type.lower()))
+        found.append(int(np.argmin(np.abs(values))))
+    return tuple(found)

@@ -128,6 +128,7 @@ class ImageTensor(_Value):
         protected: Its protected planes, none if `bits` is 0.
         parity: Their redundant bits.
         grid: Of a quantised tensor, where `storage` does not say what its integers stand for.
+        null_words: Where groups of channels have codes of their own, that of each code; `null_word` is the first.
     """
 
     storage: TensorPlan
@@ -137,6 +138,7 @@ class ImageTensor(_Value):
     protected: Region
     parity: Region
     grid: Grid | None = None
+    null_words: tuple[int, ...] | None = None
 
 
 class Scheme(_Value):
@@ -195,7 +197,7 @@ class Manifest(_Value):
 
 def json_schema() -> dict[str, object]:
     """The JSON Schema (draft 2020-12) that every manifest of this version meets."""
-    schema = Manifest.model_json_schema(mode="serialization")
+    schema = Manifest.model_json_schema(mode="validation")  # serialisers that leave fields out hide what they are
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "qtaml-onnx memory image"} | schema
 
 

@@ -375,6 +375,10 @@ static uint32_t bulk_bits(const qtaml_model *model, const qtaml_tensor *t, const
   return bits >> (position % 8) & ((1u << t->exposed_bits) - 1u);
 }
 
+static uint32_t group_of(const qtaml_groups *groups, uint32_t element) {
+  return groups->channels[element / groups->inner % groups->count];
+}
+
 static uint16_t read_word(const qtaml_model *model, const qtaml_tensor *t, const qtaml_image *image, uint32_t index) {
   uint32_t exposed = bulk_bits(model, t, image, index), safe, word = 0;
   region bits;
@@ -386,7 +390,7 @@ static uint16_t read_word(const qtaml_model *model, const qtaml_tensor *t, const
     uint64_t first = (uint64_t)index * t->protected_count, last = first + t->protected_count - 1u, number;
     for (number = first / model->code->data_bits; number <= last / model->code->data_bits; number++) {
       block b = block_of(model, t, image, number);
-      if (parity_fails(&b)) return t->null_word;
+      if (parity_fails(&b)) return t->groups ? t->groups->null_words[group_of(t->groups, index)] : t->null_word;
     }
   }
   for (plane = 0; plane < t->bits; plane++) {
@@ -449,6 +453,10 @@ static float channel(const qtaml_channels *channels, uint32_t element) {
   return number(&channels->values, element / channels->inner % channels->count);
 }
 
+static float looked_up(const qtaml_tensor *t, uint16_t word, uint32_t element) {
+  return number(&t->table, t->groups ? word + (group_of(t->groups, element) << t->bits) : word);
+}
+
 static int signed_word(const qtaml_tensor *t, uint16_t word) {
   return t->is_signed && word >> (t->bits - 1) ? (int)word - (1 << t->bits) : (int)word;
 }
@@ -506,7 +514,7 @@ static float read_weight(const qtaml_model *model, const qtaml_tensor *t, const 
   if (is_quantized(t)) {
     value = (float)(read_integer(t, word, index) - zero_point_of(t, image, index)) * step_of(t, image, index);
   } else {
-    value = t->form == QTAML_TABLE ? number(&t->table, word) : (float)signed_word(t, word) - t->offset;
+    value = t->form == QTAML_TABLE ? looked_up(t, word, index) : (float)signed_word(t, word) - t->offset;
     value = value * scale_of(t, index);
   }
   return rounded(value, t->type);

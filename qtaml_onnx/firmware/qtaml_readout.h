@@ -53,7 +53,7 @@ typedef struct {
 
 typedef enum {
   QTAML_AFFINE = 0,       /* (word - offset) * scale */
-  QTAML_TABLE = 1,        /* table[word] * scale */
+  QTAML_TABLE = 1,        /* table[word] * scale, or table[word + (group << bits)] * scale */
   QTAML_DEQUANTIZE = 2,   /* (word - zero_point) * step */
   QTAML_INTEGER_TABLE = 3, /* (codes[word] - zero_point) * step */
   QTAML_INTEGER_GRID = 4   /* (integer - zero_point) * step, integer = floor(table[word] * scale + zero_point + 1/2),
@@ -91,6 +91,15 @@ typedef struct {
   uint32_t block; /* 0: no blocks */
 } qtaml_grid;
 
+/* Groups of channels with codes of their own: their tables follow each other in the table of the tensor. Element i is of
+ * group channels[i / inner % count]. */
+typedef struct {
+  const uint8_t *channels;
+  const uint16_t *null_words; /* of each group: what a word of wrong parity is read as */
+  uint32_t count;
+  uint32_t inner;
+} qtaml_groups;
+
 /* bias = target - sum of weight * mean_input * coverage; output o owns the elements (outer * outputs + o) * inner + j. */
 typedef struct {
   const float *target;
@@ -117,7 +126,7 @@ typedef struct {
   uint8_t exposed_bits;
   uint8_t protected_count;
   uint16_t protected_planes; /* bit mask */
-  uint16_t null_word;        /* what a word of wrong parity is read as */
+  uint16_t null_word;        /* what a word of wrong parity is read as, where there are no groups */
   int32_t zero_point;
   int32_t least; /* integers of a quantised tensor */
   int32_t largest;
@@ -132,6 +141,7 @@ typedef struct {
   const int32_t *codes;
   const qtaml_bias *bias;
   const qtaml_grid *grid; /* in the place of zero_point and steps; null for these */
+  const qtaml_groups *groups; /* null where all channels have one code */
 } qtaml_tensor;
 
 /* A tensor of small.bin, such as a bias, a norm or a scale: numbers of one type, of which each bit is stored several

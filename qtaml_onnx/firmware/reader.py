@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ class Part:
         if done is not None and isinstance(coder, ParityCoder):
             block = np.arange(bits.size) // coder.data_bits
             nulled = done.failed[block].reshape(-1, width).any(axis=1)
-            null = np.array(tensor.null_word, f"u{words.itemsize}").view(words.dtype)
+            null = _null_words(tensor, self.words).astype(f"u{words.itemsize}").view(words.dtype)
             words = np.where(nulled, null, words).astype(words.dtype)
         return words, done
 
@@ -126,6 +127,17 @@ def parts(tensor: ImageTensor, images: Images, rows: Rows, coder: Coder | None) 
             checks.append(found[0])
             check_mask.append(found[1])
         yield Part(first, exposed, bits, np.concatenate(checks), (mask, np.concatenate(check_mask)))
+
+
+def _null_words(tensor: ImageTensor, words: slice) -> NDArray[np.uint16]:
+    """What words of wrong parity are read as: one for all, or one a word where channels differ in their code."""
+    plan = tensor.storage
+    if tensor.null_words is None or plan.channel_groups is None or plan.channel_axis is None:
+        return np.array(tensor.null_word, np.uint16)
+    inner = prod(plan.shape[plan.channel_axis + 1 :])
+    channels = np.arange(words.start, words.stop) // inner % plan.shape[plan.channel_axis]
+    own: NDArray[np.uint16] = np.array(tensor.null_words, np.uint16)[np.array(plan.channel_groups)[channels]]
+    return own
 
 
 def _parity_bits(coder: Coder | None, size: int, first: int, count: int) -> Iterator[tuple[int, int]]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.firmware.image import HardenedModel, null_word, scheme_of, weight_type
+from qtaml_onnx.firmware.image import HardenedModel, null_words, scheme_of, weight_type
 from qtaml_onnx.firmware.layout import (
     PARITY_STREAM,
     PROTECTED_STREAM,
@@ -124,6 +124,7 @@ def write_images(hardened: HardenedModel, rows: Rows, folder: Path) -> Manifest:
         tensors = []
         for tensor in plan.tensors:
             words, width, grid = hardened.words(tensor), len(tensor.protected_planes), hardened.grid(tensor)
+            nulls = null_words(tensor)
             regions = (
                 _bulk(tensor, words, rows, bulk),
                 _protected(tensor, words, protected),
@@ -133,7 +134,8 @@ def write_images(hardened: HardenedModel, rows: Rows, folder: Path) -> Manifest:
                 ImageTensor(
                     storage=tensor,
                     weight_type=weight_type(tensor, grid),
-                    null_word=null_word(tensor),
+                    null_word=nulls[0],
+                    null_words=nulls if tensor.channel_codes is not None else None,
                     bulk=regions[0],
                     protected=regions[1],
                     parity=regions[2],

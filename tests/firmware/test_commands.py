@@ -60,6 +60,8 @@ def test_export_writes_what_the_manifest_says(made: Path, command: Run, tmp_path
     assert schema == json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.Draft202012Validator(schema).validate(data)
+    fields = schema["$defs"]["TensorPlan"]["properties"]
+    assert set(data["tensors"][0]["storage"]) | {"channel_codes", "channel_groups", "part"} == set(fields)
     assert summary["files"] == data["files"]
     assert {path.name for path in folder.iterdir()} == {
         *("bulk.bin", "protected.bin", "parity.bin", "manifest.json", "manifest.schema.json"),

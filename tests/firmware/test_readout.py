@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -28,7 +30,7 @@ from qtaml_onnx.data import Dataset
 from qtaml_onnx.firmware import dump, writer
 from qtaml_onnx.firmware import reader as reader_module
 from qtaml_onnx.firmware.export import export_image
-from qtaml_onnx.firmware.manifest import Manifest, read_manifest
+from qtaml_onnx.firmware.manifest import Manifest, json_schema, read_manifest
 from qtaml_onnx.hardening import harden
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.plan import FaultModel, StoragePlan
@@ -375,18 +377,21 @@ def test_the_other_long_codes_correct_alike(name: str, tmp_path: Path, c_reader:
         check(c_reader.read(image), read_manifest(image), image, hardened, None)
 
 
-def biased(name: str, folder: Path, dtype: type[np.generic]) -> tuple[Stored, Path, Path]:
+def biased(
+    name: str, folder: Path, dtype: type[np.generic], *, budget: float = 0.0, row_bits: int = 0, **options: Any
+) -> tuple[Stored, Path, Path]:
+    """A layer whose bias corrects itself, with scales of its inputs where it can have them."""
     case = LAYERS[name]
     source = source_model(case.build(dtype=dtype))
-    rates = FlipRates.uniform(0.05, 8)
-    planner = Planner(source, prepare(source), FaultModel(p01=rates.p01, p10=rates.p10))
+    rates = FlipRates.uniform(0.05, 16)
+    planner = Planner(source, prepare(source), FaultModel(p01=rates.p01, p10=rates.p10), **options)
     planner.find_layers()
     data = Dataset({"x": case.samples().astype(dtype)}, None, False, None, "tests")
     planner.use_statistics(calibrate_layers(source.model, list(planner.layers.values()), data), correct_biases=True)
-    plan = planner.within_budget(METHODS["channel-optimized"], 0)
+    plan = planner.within_budget(METHODS["channel-optimized"], budget)
     assert plan.tensors[0].bias is not None
     stored = Stored(source, plan, *carry_out(source, plan))
-    return stored, *exported(stored, folder)
+    return stored, *exported(stored, folder, row_bits)
 
 
 FEW_LAYERS = ("conv-pads", "conv-groups", "conv-depthwise-twice", "transposed-pads", "gemm-transposed", "matmul")
@@ -405,12 +410,15 @@ def test_every_bias_corrects_itself_alike(name: str, tmp_path: Path, c_reader: C
 
 
 def check_bias(name: str, dtype: Any, folder: Path, reader: CReader) -> None:
+    compare_bias(name, dtype, *biased(name, folder, dtype), reader)
+
+
+def compare_bias(name: str, dtype: Any, stored: Stored, hardened: Path, image: Path, reader: CReader) -> None:
     """The bias from the weights as read is onnxruntime's, but for the rounding of its float32 sum.
 
     A sum of n float32 terms in any order is off by at most (n − 1) 2^−24 Σ|term|; the difference from the target by
     half a unit of each more, and that of a model in half precision by its rounding, where it may fall to either side.
     """
-    stored, hardened, image = biased(name, folder, dtype)
     flip(image, 0.1)
     reading = reader.read(image)
     imported = import_image(image, hardened)
@@ -438,6 +446,63 @@ def check_bias(name: str, dtype: Any, folder: Path, reader: CReader) -> None:
     assert (np.abs(ours - exact) <= 2.0**-24 * (4 * size + np.abs(exact)) + (bound if dtype == np.float16 else 0)).all()
     change = np.abs(exact - (0 if LAYERS[name].biases is None else np.ravel(LAYERS[name].biases)))
     assert change.max() > 100 * bound.max() or dtype == np.float16  # the faults are there, and the bias follows them
+
+
+GROUPED: dict[str, tuple[str, Any, int, dict[str, Any]]] = {
+    "rows": ("gemm-transposed", np.float32, 0, {"bits": 3}),
+    "columns": ("gemm", np.float32, 1, {"bits": 3}),
+    "matmul-half": ("matmul", np.float16, 1, {"bits": 4, "row_bits": 24}),
+    "inner-axes": ("transposed-pads", np.float32, 1, {"bits": 4}),
+    "conv-groups": ("conv-groups", np.float32, 0, {"bits": 3}),
+    "long-words": ("gemm", np.float32, 1, {"bits": 9}),
+    "protected": ("matmul", np.float32, 1, {"bits": 4, "budget": 0.5, "protection": "secded-22-16"}),
+    "parity": ("transposed-pads", np.float32, 1, {"bits": 5, "budget": 0.4, "protection": "parity-8"}),
+}
+"""Layers whose channels differ in their code: the layer, its type, the axis of channels, how they are stored."""
+
+
+@pytest.mark.parametrize("kind", GROUPED)
+def test_channels_with_codes_of_their_own(kind: str, tmp_path: Path, sanitized_reader: CReader) -> None:
+    """Weights and biases, with and without faults, of codes for groups of channels along either axis."""
+    name, dtype, axis, options = GROUPED[kind]
+    stored, hardened, image = biased(name, tmp_path, dtype, code_books="channel", **options)
+    plan, manifest = stored.plan.tensors[0], read_manifest(image)
+    assert plan.channel_axis == axis
+    assert plan.channel_codes is not None
+    tables = np.reshape(plan.table, (len(plan.channel_codes), -1))
+    assert len(np.unique(tables, axis=0)) == len(set(plan.channel_groups or ())) > 1
+    assert (plan.input_scales is not None) == (name != "conv-groups")
+    assert manifest.tensors[0].storage == plan
+    jsonschema.Draft202012Validator(json_schema()).validate(json.loads((image / "manifest.json").read_text()))
+    case = Case(lambda _weights: LAYERS[name].build(dtype=dtype), {}, {"x": LAYERS[name].samples().astype(dtype)})
+    assert check(sanitized_reader.read(image), manifest, image, hardened, case) == 1
+    clean = import_image(image, hardened)
+    assert (clean.wrong_words, clean.failed_blocks) == (0, 0)
+    before, after = (ir.to_proto(one).SerializeToString(deterministic=True) for one in (stored.hardened, clean.model))
+    assert before == after
+    compare_bias(name, dtype, stored, hardened, image, sanitized_reader)
+    assert check(sanitized_reader.read(image), manifest, image, hardened, case) == 1
+    assert import_image(image, hardened).wrong_words > 0
+
+
+def test_a_wrong_parity_reads_as_the_word_nearest_to_zero_of_its_channel(tmp_path: Path, c_reader: CReader) -> None:
+    name, dtype, axis, options = GROUPED["parity"]
+    stored, hardened, image = biased(name, tmp_path, dtype, code_books="channel", **options)
+    plan, tensor = stored.plan.tensors[0], read_manifest(image).tensors[0]
+    nulls = tensor.null_words
+    assert nulls is not None
+    assert tensor.null_word == nulls[0]
+    assert len(set(nulls)) > 1
+    tables = np.abs(np.reshape(plan.table, (len(nulls), -1)))
+    np.testing.assert_array_equal(tables[range(len(nulls)), nulls], tables.min(axis=1))
+    parity = np.fromfile(image / "parity.bin", np.uint8)
+    (parity ^ np.uint8(255)).tofile(image / "parity.bin")  # every block fails
+    reading = c_reader.read(image)
+    assert reading.failed_blocks == import_image(image, hardened).failed_blocks == tensor.parity.bits > 1
+    own = np.asarray(nulls)[np.asarray(plan.channel_groups)]
+    spread = tuple(-1 if place == axis else 1 for place in range(len(plan.shape)))
+    np.testing.assert_array_equal(reading.words[0], np.broadcast_to(own.reshape(spread), plan.shape))
+    check(reading, read_manifest(image), image, hardened, None)
 
 
 @pytest.mark.parametrize(("form", "per_channel"), [("QDQ", True), ("QOperator", False)])
