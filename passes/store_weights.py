@@ -66,7 +66,7 @@ class StoreWeights(ir.passes.InPlacePass):
                 (plan, _words(plan, weight, later), _shared(model, weight, plan, names, tables)) for plan in plans
             ]
             if weight.grid is None:
-                _store_float(model, weight, stored, names, pairs)
+                _store_float(model, weight, stored, names, pairs, faulty_indices=self.plan.small is not None)
             else:
                 plan, words, table = stored[0]
                 store_quantized(model, weight, plan, words[0], table, names)
@@ -136,8 +136,14 @@ def _store_float(
     parts: list[tuple[TensorPlan, list[ir.TensorProtocol], Callable[[], ir.Value]]],
     names: NameTable,
     pairs: PairTables,
+    *,
+    faulty_indices: bool,
 ) -> None:
-    """Stores a float weight: a plan, its words and its table, or those of each of its parts."""
+    """Stores a float weight: a plan, its words and its table, or those of each of its parts.
+
+    Where indices of codes and channels are stored in the faulty memory themselves, they are read modulo their number: a
+    wrong one gives wrong weights, and no Gather beyond the end.
+    """
     old, owner, whole = weight.value, weight.owner, parts[0][0]
     rank = len(whole.shape)
     nodes: list[ir.Node] = []
@@ -150,6 +156,15 @@ def _store_float(
         node.outputs[0].name = names.fresh(f"{label}.read_out/{op_type}_output")
         nodes.append(node)
         return node.outputs[0]
+
+    def index_below(label: str, suffix: str, indices: np.ndarray, count: int) -> ir.Value:
+        index = then(label, "Cast", [constant(label, suffix, indices)], {"to": ir.DataType.INT32})
+        if not faulty_indices:
+            return index
+        number = constant(label, f"{suffix}_count", np.asarray(count, dtype=np.int64))  # no small tensor: never faulty
+        number = then(label, "Cast", [number], {"to": ir.DataType.INT32})
+        whole = then(label, "Mul", [then(label, "Div", [index, number]), number])
+        return then(label, "Sub", [index, whole])
 
     # Constants that are nodes are each put before those before them, so that those of the first part are the last.
     last: ir.Value | None = None
@@ -176,10 +191,9 @@ def _store_float(
             if plan.channel_groups is not None:
                 spread = tuple(-1 if i == plan.channel_axis else 1 for i in range(rank))
                 groups = np.asarray(plan.channel_groups, dtype=np.uint8).reshape(spread)
-                group = constant(plan.label, "channel_groups", groups)
+                group = index_below(plan.label, "channel_groups", groups, len(plan.channel_codes or ()))
                 size = constant(plan.label, "code_size", np.asarray(1 << plan.bits, dtype=np.int64))
                 size = then(plan.label, "Cast", [size], {"to": ir.DataType.INT32})
-                group = then(plan.label, "Cast", [group], {"to": ir.DataType.INT32})
                 index = then(plan.label, "Add", [index, then(plan.label, "Mul", [group, size])])
             value = then(plan.label, "Gather", [table, index], {"axis": 0})
         scales = along_channels(np.asarray(plan.scales, dtype=np.float32), rank, plan.channel_axis)
@@ -194,7 +208,7 @@ def _store_float(
     value = values[0]
     if whole.part is not None:
         order = channel_order([plan for plan, _words, _table in parts]).astype(whole.part.order_type.lower())
-        index = then(whole.name, "Cast", [constant(whole.name, "channel_order", order)], {"to": ir.DataType.INT32})
+        index = index_below(whole.name, "channel_order", order, whole.part.extent)
         value = then(whole.name, "Concat", values, {"axis": whole.part.axis})
         value = then(whole.name, "Gather", [value, index], {"axis": whole.part.axis})
     if old.dtype not in (None, ir.DataType.FLOAT):

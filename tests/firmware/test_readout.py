@@ -221,17 +221,30 @@ def test_steps_of_blocks_and_zero_points_of_channels(
         assert asked or name.startswith("packed")
 
 
+def grouped_gemm() -> Case:
+    layer = LAYERS["gemm"]
+    return Case(lambda _weights: layer.build(), {}, {"x": layer.samples()})
+
+
 @pytest.mark.parametrize(
-    ("make", "copies"), [(CASES["conv-float16"], 3), (CASES["gemm"], 5), (QUANTISED["packed-4-asymmetric-80"], 3)]
+    ("make", "copies", "options"),
+    [
+        (CASES["conv-float16"], 3, {}),
+        (CASES["gemm"], 5, {}),
+        (grouped_gemm, 3, {"bits": 3, "code_books": "channel"}),
+        (QUANTISED["packed-4-asymmetric-80"], 3, {}),
+    ],
 )
-def test_small_tensors_are_read_by_majority(make: Any, copies: int, tmp_path: Path, sanitized_reader: CReader) -> None:
+def test_small_tensors_are_read_by_majority(
+    make: Any, copies: int, options: dict[str, Any], tmp_path: Path, sanitized_reader: CReader
+) -> None:
     """All numbers of small.bin are those that onnxruntime computes, also where the majority is wrong."""
     made = make()
     proto = made if isinstance(made, onnx.ModelProto) else made.model
     fed = feeds(proto) if isinstance(made, onnx.ModelProto) else made.feeds
     source = source_model(proto)
     rates = FlipRates.uniform(0.05, 8)
-    planner = Planner(source, prepare(source), FaultModel(p01=rates.p01, p10=rates.p10))
+    planner = Planner(source, prepare(source), FaultModel(p01=rates.p01, p10=rates.p10), **options)
     planner.small = SmallStorage(source.model, copies)
     plan = planner.within_budget(METHODS["channel-optimized"], 0)
     hardened, image = exported(Stored(source, plan, *carry_out(source, plan)), tmp_path)

@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from operator_models import CASES
-from small_models import Case, info, matmul, model, normal
+from small_models import Case, X, info, matmul, model, normal
 from stored_models import Stored, fault_options, optimised, rates_feed, run, source_model
 
 from qtaml_onnx.carry_out import carry_out
@@ -26,7 +26,7 @@ from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.planner import Planner, prepare
 from qtaml_onnx.small import SmallStorage
 from qtaml_onnx.storage.repetition import majority, repeat
-from qtaml_onnx.storage.tensor import decode_integers, encode_tensor
+from qtaml_onnx.storage.tensor import channel_order, decode_integers, encode_tensor
 from qtaml_onnx.verification import comparison_options
 from qtaml_onnx.weights import find_weights, stored_values
 
@@ -178,6 +178,34 @@ def test_faults_hit_the_copies() -> None:
     at = next(i for i in range(len(read)) if words[0, i].tobytes() == bias[:1].tobytes())
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(got, read[at : at + 64])
+
+
+@pytest.mark.parametrize("opset", [7, 17])
+@pytest.mark.parametrize("divided", [False, True])
+def test_wrong_indices_of_codes_and_channels_stay_within_range(divided: bool, opset: int) -> None:
+    """An index that its majority gets wrong is read modulo the number of codes, or of channels; the model runs on."""
+    weights = {"W": normal(6, 5) ** np.array([1, 3, 1, 3, 1], np.float32)}
+    source = source_model(model([matmul()], [X], [info("y", 1, None, 5)], weights, opset=opset))
+    rates = FlipRates.uniform(0.05, 8)
+    faults, method = FaultModel(p01=rates.p01, p10=rates.p10), METHODS["channel-optimized"]
+    planner = Planner(source, prepare(source), faults, bits=3, code_books="shared" if divided else "channel")
+    planner.small = SmallStorage(source.model, 1)
+    if divided:
+        planner.use_channel_energies({"W": np.array([1.0, 100.0, 1.0, 100.0, 1.0])}, method)
+    plan = planner.within_budget(method, 0.3 if divided else 0)
+    tensor, stored = plan.tensors[0], Stored(source, plan, *carry_out(source, plan))
+    assert len(plan.tensors) == (2 if divided else 1)
+    indices = channel_order(plan.tensors).tolist() if divided else list(tensor.channel_groups or ())
+    count = 5 if divided else len(tensor.channel_codes or ())
+    hardened = ir.to_proto(stored.hardened)
+    words = next(t for t in hardened.graph.initializer if t.name.startswith(f"{SMALL_WORDS}UINT8"))
+    assert numpy_helper.to_array(words).tobytes() == bytes(indices)
+    feeds = {"x": normal(3, 6)}
+    clean = run(hardened, feeds, comparison_options())[0]
+    for shift, alike in ((count, True), (50 * count, True), (50 * count + 1, False)):
+        words.raw_data = bytes(index + shift for index in indices)
+        got = run(hardened, feeds, comparison_options())[0]
+        assert (got.tobytes() == clean.tobytes()) == alike
 
 
 def test_a_model_without_weights_has_small_tensors() -> None:
