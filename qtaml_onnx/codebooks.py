@@ -130,8 +130,8 @@ class CodeBooks:
             pair: Whether they are two words a weight; their lengths are compared with that of one word of 8 bits.
         """
         if pair:
-            ratio = self.pair(bits).noise_to_signal / self.book(8, 0).noise_to_signal
-            saved = 1 - ratio ** (1 / (bits - 8))
+            shorter = self.book(8, 0).noise_to_signal
+            saved = 1 - (self.pair(bits).noise_to_signal / shorter) ** (1 / (bits - 8)) if shorter > 0 else 0.0
         elif bits == 1 or protected == bits:
             return float(bits)
         else:

@@ -169,3 +169,16 @@ def test_damaged_plans_are_refused(tmp_path: Path) -> None:
         path.write_text(bad.to_json())
         with pytest.raises(InputError, match=message):
             read_plan(path)
+
+
+def test_noise_is_worth_what_longer_words_would_take_to_save_it() -> None:
+    x = normal(16, 400) / np.float32(4)
+    made = CodeBooks([x], FlipRates.uniform(RATE, 12))
+    shares = [1 - made.book(b, 0).noise_to_signal / made.book(b - 1, 0).noise_to_signal for b in (3, 8)]
+    assert made.worth(3, 0) == pytest.approx(min(3.0, 1 / shares[0]))
+    assert made.worth(8, 0) == pytest.approx(min(8.0, 1 / shares[1]))
+    assert made.worth(1, 0) == 1  # never more than the word itself
+    assert 1 < made.worth(16, 0, pair=True) <= 16
+    zero = CodeBooks([np.zeros_like(x)], FlipRates.uniform(RATE, 12))
+    assert zero.worth(8, 0) == 8
+    assert zero.worth(16, 0, pair=True) == 16
