@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -268,10 +269,17 @@ class Planner(ModelAnalysis):
         return plan.stored_bits
 
     def smallest_overhead(self, method: Method, energy: float) -> float | None:
-        """The smallest protected fraction whose predicted output noise energy is at most `energy`; None if none is."""
+        """The smallest protected fraction whose predicted output noise energy is at most `energy`; None if none is.
+
+        The noise of a method that goes by something else than sensitivities is predicted by them all the same.
+        """
         menu = self.menu(method)
+        ranked, measured = self._weighting(method), self._weighting(replace(method, weighting="sensitivity"))
+        ratios = {t.name: m / r if r > 0 else 0.0 for t, r, m in zip(self.tensors, ranked, measured, strict=True)}
+        scales = [ratios[part.name] for part in self.parts(method)]
         for allocation in menu.sequence():
-            if menu.energy(allocation) <= energy:
+            picked = [choices[index] for choices, index in zip(menu.choices, allocation, strict=True)]
+            if sum(scale * choice.energy for scale, choice in zip(scales, picked, strict=True)) <= energy:
                 return menu.cost(allocation) / self.weight_bits
         return None
 

@@ -325,3 +325,19 @@ def test_designs_protect_the_most_harmful_planes_first() -> None:
         expected = sum(4.0**k for k in range(8 - m)) * 0.05 * 0.95 / (127 * a) ** 2
         assert noise[m] == pytest.approx(expected, rel=0.02, abs=0.05 * fine)
     assert len(METHODS["tac"].designs(x, uniform_code("twos-complement", 8), FlipRates.uniform(0.0, 8))) == 1
+
+
+@pytest.mark.parametrize("name", ["tac", "magnitude", "uniform-msp"])
+def test_overhead_is_predicted_by_sensitivities_whatever_a_method_goes_by(name: str) -> None:
+    """The smallest allocation whose plan has at most that noise; the one before it has more."""
+    planner = planner_for(network(), 0.05, METHODS["tac"])
+    method = METHODS[name]
+    menu = planner.menu(method)
+    sequence = menu.sequence()
+    energies = [planner.plan(menu, allocation).noise_energy or 0.0 for allocation in sequence[:: len(sequence) // 4]]
+    limit = float(np.median(energies))
+    found = planner.smallest_overhead(method, limit)
+    assert found is not None
+    reached = [planner.plan(menu, a) for a in sequence if menu.cost(a) / planner.weight_bits <= found + 1e-12]
+    assert (reached[-1].noise_energy or 0.0) <= limit * (1 + 1e-9)
+    assert all((plan.noise_energy or 0.0) > limit * (1 - 1e-9) for plan in reached[:-1])
