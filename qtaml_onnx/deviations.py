@@ -10,7 +10,6 @@ faults, and the calibration samples run through it. Ours.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
@@ -27,7 +26,7 @@ from qtaml_onnx.plan import StoragePlan
 from qtaml_onnx.tensor_plan import TensorPlan
 from qtaml_onnx.weights import Weight
 
-__all__ = ["DEVICES", "ROUNDS", "DeviationRestorer", "measured_layer", "transfer_correction"]
+__all__ = ["DEVICES", "ROUNDS", "DeviationRestorer", "puts_out_reals", "transfer_correction"]
 
 DEVICES = 6
 """Simulated devices a round."""
@@ -132,20 +131,13 @@ class DeviationRestorer:
         return sum(len(part.scales) for part in parts) == len(layer.bias)
 
 
-def measured_layer(weight: Weight, layer: Layer) -> Layer:
-    """The layer as it is found in the model itself, where simulated devices measure it.
+def puts_out_reals(weight: Weight) -> bool:
+    """Whether a weight's layer puts out real values, whose variance scales restore.
 
-    Operators that compute on integers have others for their inputs and outputs than the float operators that stand for
-    them in analysis. Their variances are in squares of steps, which transfers do not depend on.
-
-    Args:
-        weight: The weight, in the model.
-        layer: Its layer, in the model with float weights.
+    Operators on integers saturate, often in place of a ReLU: what a simulated device shows there is no such variance.
+    (On a network with one step a tensor, restoring by it cost half the accuracy.)
     """
-    if weight.grid is None or weight.dequantize is not None:
-        return layer
-    source, result = weight.consumer.inputs[0], weight.consumer.outputs[0]
-    return replace(layer, input=str(source.name if source else ""), output=str(result.name))
+    return weight.grid is None or weight.dequantize is not None
 
 
 def transfer_correction(clean: LayerStatistics, faulty: list[LayerStatistics]) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.channel_probes import CHANNEL_SAMPLES, channel_energies
 from qtaml_onnx.data import Dataset, input_specs, load_dataset, synthetic_dataset
-from qtaml_onnx.deviations import DEVICES, ROUNDS, DeviationRestorer, measured_layer
+from qtaml_onnx.deviations import DEVICES, ROUNDS, DeviationRestorer, puts_out_reals
 from qtaml_onnx.errors import GateError, InputError
 from qtaml_onnx.inference_time import measure_inference
 from qtaml_onnx.measurement import Models, measure_methods, measure_variants
@@ -294,7 +294,7 @@ def _probe_data(planner: Planner, calibration: Dataset | None, seed: int, sample
 def _restorer(planner: Planner, calibration: Dataset | None, seed: int) -> Restore:
     """What finishes a plan: restores the deviations of layer outputs where biases correct themselves."""
     weights = {tensor.name: tensor.weight for tensor in planner.tensors}
-    layers = {name: measured_layer(weights[name], planner.layers[name]) for name in sorted(planner.restorable)}
+    layers = {name: planner.layers[name] for name in sorted(planner.restorable) if puts_out_reals(weights[name])}
     if calibration is None or not layers:
         return lambda plan, _progress: plan
     restorer = DeviationRestorer(
