@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.passes._graph import NameTable, add_constant, discard
+from qtaml_onnx.passes._graph import NameTable, NodeBuilder, discard
 from qtaml_onnx.plan_values import BiasPlan, QuantizedBias
 from qtaml_onnx.quantized import BIAS_INPUTS
 
@@ -16,26 +16,12 @@ _AXES_ARE_INPUT = 13
 """The opset from which ReduceSum takes its axes as an input."""
 
 
-class BiasBuilder:
-    """Collects the nodes of one layer's bias, with constants beside them."""
+class BiasBuilder(NodeBuilder):
+    """Collects the nodes of one layer's bias, which is in the main graph."""
 
     def __init__(self, model: ir.Model, name: str, names: NameTable) -> None:
         """Takes the model and the weight's name, after which everything is named."""
-        self.model, self.name, self.names = model, name, names
-        self.nodes: list[ir.Node] = []
-
-    def constant(self, suffix: str, array: np.ndarray) -> ir.Value:
-        """A new constant of the main graph."""
-        return add_constant(self.model, self.model.graph, self.names.fresh(f"{self.name}.{suffix}"), array)
-
-    def then(
-        self, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, object] | None = None
-    ) -> ir.Value:
-        """The result of one more operator."""
-        new = ir.node(op_type, inputs, attributes, name=self.names.fresh(f"{self.name}.bias/{op_type}"))  # type: ignore[arg-type]
-        new.outputs[0].name = self.names.fresh(f"{self.name}.bias/{op_type}_output")
-        self.nodes.append(new)
-        return new.outputs[0]
+        super().__init__(model, model.graph, name, "bias", names)
 
     def floats(self, value: ir.Value) -> ir.Value:
         """A value as float32."""

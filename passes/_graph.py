@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qtaml_onnx.graph import Owner, graphs_of, roots, walk
 
-__all__ = ["Carrier", "NameTable", "add_constant", "add_input", "discard", "insert_at_start"]
+__all__ = ["Carrier", "NameTable", "NodeBuilder", "add_constant", "add_input", "discard", "insert_at_start"]
 
 _FREE_INITIALIZERS = 4
 """The IR version from which an initializer need not be a graph input as well."""
@@ -62,6 +62,31 @@ def add_constant(model: ir.Model, owner: Owner, name: str, array: NDArray[np.gen
     value.type = ir.TensorType(tensor.dtype)
     value.shape = ir.Shape(shape)
     return value
+
+
+class NodeBuilder:
+    """Collects nodes that compute something, with constants beside them."""
+
+    def __init__(
+        self, model: ir.Model, owner: Owner, name: str, part: str, names: NameTable, nodes: list[ir.Node] | None = None
+    ) -> None:
+        """Takes the graph of the nodes, and what they are named after: the weight, and what of it they compute."""
+        self.model, self.owner, self.name, self.part, self.names = model, owner, name, part, names
+        self.nodes: list[ir.Node] = [] if nodes is None else nodes
+
+    def constant(self, suffix: str, array: np.ndarray) -> ir.Value:
+        """A new constant beside the nodes."""
+        return add_constant(self.model, self.owner, self.names.fresh(f"{self.name}.{suffix}"), array)
+
+    def then(
+        self, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, object] | None = None
+    ) -> ir.Value:
+        """The result of one more operator."""
+        wanted = f"{self.name}.{self.part}/{op_type}"
+        new = ir.node(op_type, inputs, attributes, name=self.names.fresh(wanted))  # type: ignore[arg-type]
+        new.outputs[0].name = self.names.fresh(f"{wanted}_output")
+        self.nodes.append(new)
+        return new.outputs[0]
 
 
 def discard(value: ir.Value) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qtaml_onnx.graph import Owner
-from qtaml_onnx.passes._graph import NameTable, add_constant, insert_at_start
+from qtaml_onnx.passes._graph import NameTable, NodeBuilder, insert_at_start
 from qtaml_onnx.tensor_plan import TensorPlan
 
 __all__ = ["PairTables"]
@@ -27,12 +27,14 @@ class PairTables:
     def read(self, owner: Owner, plan: TensorPlan, stored: list[ir.Value], nodes: list[ir.Node]) -> ir.Value:
         """table[first word · 2^(bits of the second) + second word]; what it takes is added to `nodes`."""
         table = self._table(owner, plan, nodes)
-        build = _Builder(self._model, owner, plan.name, self._names, nodes)
-        first, second = (build.then("Cast", [words], to=ir.DataType.INT32) for words in stored)
+        build = _Builder(self._model, owner, plan.name, "read_out", self._names, nodes)
+        first, second = (build.then("Cast", [words], {"to": ir.DataType.INT32}) for words in stored)
         place = build.constant("place", np.asarray(1 << plan.word_lengths[1], dtype=np.int64))
-        place = build.then("Cast", [place], to=ir.DataType.INT32)  # an index of 64 bits would take twice the memory
+        place = build.then(
+            "Cast", [place], {"to": ir.DataType.INT32}
+        )  # an index of 64 bits would take twice the memory
         index = build.then("Add", [build.then("Mul", [first, place]), second])
-        return build.then("Gather", [table, index], axis=0)
+        return build.then("Gather", [table, index], {"axis": 0})
 
     def place(self) -> None:
         """Puts the nodes of shared tables before all others; called once, when all tensors have been stored."""
@@ -44,7 +46,7 @@ class PairTables:
         if key in self._known:
             return self._known[key]
         made: list[ir.Node] = []
-        build = _Builder(self._model, owner, plan.name, self._names, made)
+        build = _Builder(self._model, owner, plan.name, "read_out", self._names, made)
         table, shared = build.table(plan)
         if shared:
             self._known[key] = table
@@ -54,24 +56,11 @@ class PairTables:
         return table
 
 
-class _Builder:
-    """Collects nodes, with constants beside them."""
-
-    def __init__(self, model: ir.Model, owner: Owner, name: str, names: NameTable, nodes: list[ir.Node]) -> None:
-        self.model, self.owner, self.name, self.names, self.nodes = model, owner, name, names, nodes
-
-    def constant(self, suffix: str, array: np.ndarray) -> ir.Value:
-        return add_constant(self.model, self.owner, self.names.fresh(f"{self.name}.{suffix}"), array)
-
-    def then(self, op_type: str, inputs: list[ir.Value], **attributes: object) -> ir.Value:
-        wanted = f"{self.name}.read_out/{op_type}"
-        node = ir.node(op_type, inputs, attributes, name=self.names.fresh(wanted))  # type: ignore[arg-type]
-        node.outputs[0].name = self.names.fresh(f"{wanted}_output")
-        self.nodes.append(node)
-        return node.outputs[0]
+class _Builder(NodeBuilder):
+    """Collects the nodes of a table."""
 
     def real(self, value: ir.Value) -> ir.Value:
-        return self.then("Cast", [value], to=ir.DataType.DOUBLE)
+        return self.then("Cast", [value], {"to": ir.DataType.DOUBLE})
 
     def shaped(self, value: ir.Value, *shape: int) -> ir.Value:
         return self.then("Reshape", [value, self.constant("shape", np.asarray(shape, dtype=np.int64))])
@@ -91,10 +80,10 @@ class _Builder:
         )
         shares = self.real(self.constant("cell_shares", code.shares.astype(np.float16)))
         means = self.real(self.constant("cell_means", code.means.astype(np.float16)))
-        weighted = self.then("Mul", [self.then("Transpose", [first], perm=[1, 0]), shares])
+        weighted = self.then("Mul", [self.then("Transpose", [first], {"perm": [1, 0]}), shares])
         above = self.then("MatMul", [self.then("Mul", [weighted, means]), second])
         ratio = self.then("Div", [above, self.then("MatMul", [weighted, second])])
-        table = self.shaped(self.then("Cast", [ratio], to=ir.DataType.FLOAT), -1)
+        table = self.shaped(self.then("Cast", [ratio], {"to": ir.DataType.FLOAT}), -1)
         return table, stored.producer() is None
 
     def likelihood(self, words: ir.Value, rates: ir.Value, bits: int) -> ir.Value:
@@ -105,15 +94,15 @@ class _Builder:
             rates: [[1 − p01, p01], [p10, 1 − p10]].
             bits: Word length.
         """
-        words = self.then("Cast", [words], to=ir.DataType.INT64)
+        words = self.then("Cast", [words], {"to": ir.DataType.INT64})
         powers = np.int64(1) << np.arange(bits, dtype=np.int64)[:, None]
         above = self.then("Div", [words, self.constant("next", 2 * powers)])
         planes = self.then("Div", [words, self.constant("own", powers)])
         planes = self.then("Sub", [planes, self.then("Mul", [above, self.constant("two", np.asarray(2, np.int64))])])
-        rows = self.shaped(self.then("Gather", [rates, planes], axis=0), bits, -1, 1, 2)
+        rows = self.shaped(self.then("Gather", [rates, planes], {"axis": 0}), bits, -1, 1, 2)
         result: ir.Value | None = None
         for plane in reversed(range(bits)):
-            row = self.then("Gather", [rows, self.constant("plane", np.asarray(plane, dtype=np.int64))], axis=0)
+            row = self.then("Gather", [rows, self.constant("plane", np.asarray(plane, dtype=np.int64))], {"axis": 0})
             product = row if result is None else self.then("Mul", [result, row])
             result = self.shaped(product, 0, -1, 1)
         return self.shaped(result, 0, -1)  # type: ignore[arg-type]

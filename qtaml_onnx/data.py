@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import math
 import struct
@@ -21,7 +22,7 @@ from qtaml_onnx.errors import InputError
 from qtaml_onnx.indices import index_limits
 from qtaml_onnx.memory import available_memory
 
-__all__ = ["Dataset", "InputSpec", "input_specs", "load_dataset", "synthetic_dataset"]
+__all__ = ["Dataset", "InputSpec", "dataset_sha256", "input_specs", "load_dataset", "synthetic_dataset"]
 
 Array = NDArray[np.generic]
 LABELS = "labels"
@@ -307,3 +308,13 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], spec: InputSpec) -
     if np.issubdtype(dtype, np.integer):
         return rng.integers(0, spec.limit or 8, shape).astype(dtype)
     return rng.standard_normal(shape).astype(dtype)
+
+
+def dataset_sha256(data: Dataset) -> str:
+    """SHA-256 of names, types, shapes and values of all arrays, whatever file they came in."""
+    digest = hashlib.sha256()
+    arrays = data.arrays | ({LABELS: data.labels} if data.labels is not None else {})
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

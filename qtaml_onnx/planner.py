@@ -318,7 +318,7 @@ class Planner(ModelAnalysis):
                 self._joined_menus[key] = self._fixed_length(method, part, weights[part.name] * part.share, True)
             return self._joined_menus[key]
 
-        picked = [choices[index] for choices, index in zip(menu.choices, allocation, strict=True)]
+        picked = [offered[index] for offered, index in zip(menu.choices, allocation, strict=True)]
         return join_parts(self.parts(method), picked, choices)
 
     def _tensor_plan(self, menu: Menu, part: Part, choice: Choice, stream: int, share: float) -> TensorPlan:

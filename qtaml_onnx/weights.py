@@ -12,10 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qtaml_onnx.axes import axis_before, channel_axis, counted_from_the_front
+from qtaml_onnx.axes import channel_axis, counted_from_the_front
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.graph import STANDARD_DOMAINS, Owner, constant_array, constant_tensor, graphs_of, is_constant, walk
-from qtaml_onnx.operands import LAYOUT_OPERATORS, role_of, weight_operands
+from qtaml_onnx.operands import role_of, weight_operands
 from qtaml_onnx.quantized import (
     BIAS_INPUTS,
     IntegerGrid,
@@ -25,6 +25,7 @@ from qtaml_onnx.quantized import (
     operator_grid,
     parameter_inputs,
 )
+from qtaml_onnx.sources import find_arguments, sources_of
 from qtaml_onnx.sparse import is_sparse
 
 __all__ = [
@@ -187,7 +188,7 @@ def find_weights(model: ir.Model) -> Inventory:
     inventory = Inventory()
     seen: dict[int, Weight] = {}
     declined: dict[int, LeftOut] = {}
-    arguments = _find_arguments(model)
+    arguments = find_arguments(model)
     names = _names(model)
     for _root, node in walk(model):
         if node.op_identifier() in model.functions:
@@ -197,7 +198,7 @@ def find_weights(model: ir.Model) -> Inventory:
         for operand in weight_operands(node):
             if operand >= len(node.inputs):
                 continue
-            for value, place in _sources(node.inputs[operand], channel_axis(node, operand), arguments):
+            for value, place in sources_of(node.inputs[operand], channel_axis(node, operand), arguments):
                 dequantize = value.producer() if not is_constant(value) else None
                 stored = dequantize.inputs[0] if dequantize is not None else value
                 if stored is None or id(stored) in seen or id(stored) in declined:
@@ -219,54 +220,6 @@ def find_weights(model: ir.Model) -> Inventory:
     inventory.left_out.extend(declined.values())
     inventory.left_out.extend(_others(model, seen, declined, names))
     return inventory
-
-
-@dataclass(frozen=True)
-class _Argument:
-    """What a formal input of a function or of a Scan's body stands for.
-
-    Attributes:
-        value: The value that the call passes.
-        sliced: Whether the formal input is a slice of it along its first axis.
-    """
-
-    value: ir.Value
-    sliced: bool = False
-
-    def axis(self, axis: int | None) -> int | None:
-        """The axis of the value that is `axis` of the formal input."""
-        return axis + 1 if axis is not None and axis >= 0 and self.sliced else axis
-
-
-_Arguments = dict[int, list[_Argument]]
-
-
-def _find_arguments(model: ir.Model) -> _Arguments:
-    """For each input of a model function or of a Scan's body, by identity, what its calls pass."""
-    arguments: _Arguments = {}
-    for _root, node in walk(model):
-        function = model.functions.get(node.op_identifier())
-        if function is not None:
-            for formal, actual in zip(function.inputs, node.inputs, strict=False):
-                if actual is not None:
-                    arguments.setdefault(id(formal), []).append(_Argument(actual))
-        elif node.op_type == "Scan" and node.domain in STANDARD_DOMAINS:
-            for formal, actual in _scanned(node):
-                arguments.setdefault(id(formal), []).append(_Argument(actual, sliced=True))
-    return arguments
-
-
-def _scanned(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
-    """The body's inputs that are slices of a Scan's inputs along the first axis, as the layers of a stack are."""
-    body, count = node.attributes["body"].as_graph(), node.attributes["num_scan_inputs"].as_int()
-    if len(body.inputs) != len(node.inputs):
-        return  # the Scan of opset 8, which has a batch axis before
-    axes = node.attributes["scan_input_axes"].as_ints() if "scan_input_axes" in node.attributes else (0,) * count
-    if not 0 < count <= len(node.inputs) or len(axes) != count:
-        return
-    for formal, actual, axis in zip(list(body.inputs)[-count:], node.inputs[-count:], axes, strict=True):
-        if actual is not None and axis == 0:
-            yield formal, actual
 
 
 def _names(model: ir.Model) -> dict[int, str]:
@@ -314,25 +267,6 @@ def holder_of(model: ir.Model, value: ir.Value) -> Owner:
         if candidate is graph or (isinstance(candidate, ir.Function) and candidate.graph is graph):
             return root if isinstance(candidate, ir.Function) else candidate
     return model.graph
-
-
-def _sources(value: ir.Value | None, axis: int | None, arguments: _Arguments) -> Iterator[tuple[ir.Value, int | None]]:
-    """The constants, or DequantizeLinear outputs over constants, behind an operand, with the channel axis of each."""
-    if value is None:
-        return
-    if is_constant(value):
-        yield value, axis
-        return
-    producer = value.producer()
-    if producer is None:
-        for argument in arguments.get(id(value), []):
-            yield from _sources(argument.value, argument.axis(axis), arguments)
-    elif producer.domain in STANDARD_DOMAINS and producer.op_type == "DequantizeLinear":
-        if is_constant(producer.inputs[0]):
-            yield value, axis
-    elif producer.domain in STANDARD_DOMAINS and producer.op_type in LAYOUT_OPERATORS:
-        for source, _axis in _sources(producer.inputs[0], None, arguments):
-            yield source, axis_before(producer, source, axis)
 
 
 def _grid_of(node: ir.Node, stored: ir.Value, dequantize: ir.Node | None) -> IntegerGrid | None:

@@ -9,11 +9,10 @@ import pytest
 
 import qtaml_onnx
 from qtaml_onnx.channel import FlipRates
-from qtaml_onnx.data import Dataset
+from qtaml_onnx.data import Dataset, dataset_sha256
 from qtaml_onnx.fault_model import fault_model, retention_steps
 from qtaml_onnx.hardening import HardenResult, harden
 from qtaml_onnx.report.build import flip_changes
-from qtaml_onnx.report.evaluation import dataset_sha256
 from qtaml_onnx.storage import uniform_code, word_sums
 from qtaml_onnx.sweep import rate_steps, scaled, sweep_trials
 

@@ -18,14 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 
 from qtaml_onnx import __version__
 from qtaml_onnx.campaign.metrics import Metric
 from qtaml_onnx.campaign.trials import Measured, Trial, Work
-from qtaml_onnx.data import Dataset
+from qtaml_onnx.data import Dataset, dataset_sha256
 from qtaml_onnx.errors import InputError, QtamlError
 
 __all__ = ["Identity", "TrialStore", "campaign_identity"]
@@ -217,13 +216,8 @@ def _model_digest(model: onnx.ModelProto) -> str:
 
 
 def _data_digest(data: Dataset) -> str:
-    """SHA-256 of samples and labels."""
-    digest = hashlib.sha256(f"{data.one_by_one} {data.batch}".encode())
-    named = [*sorted(data.arrays.items()), *([("labels", data.labels)] if data.labels is not None else [])]
-    for name, array in named:
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return digest.hexdigest()
+    """Of samples, labels and how they are fed."""
+    return f"{dataset_sha256(data)} {data.one_by_one} {data.batch}"
 
 
 def _source_digest(metric: Metric) -> str:

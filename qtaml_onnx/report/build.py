@@ -16,7 +16,7 @@ from qtaml_onnx.campaign import Campaign, Result
 from qtaml_onnx.campaign.image import SESSION_OPTIONS
 from qtaml_onnx.channel import FloatArray
 from qtaml_onnx.comparison import Comparison
-from qtaml_onnx.data import Dataset
+from qtaml_onnx.data import Dataset, dataset_sha256
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.inference_time import InferenceTime
 from qtaml_onnx.methods import METHODS, Method
@@ -24,7 +24,7 @@ from qtaml_onnx.plan import StoragePlan
 from qtaml_onnx.planner import Planner
 from qtaml_onnx.prediction import SATURATION_LEVEL, Predicted
 from qtaml_onnx.protection import scheme
-from qtaml_onnx.report.evaluation import dataset_sha256, evaluation_section
+from qtaml_onnx.report.evaluation import evaluation_section
 from qtaml_onnx.report.schema import (
     Calibration,
     Environment,

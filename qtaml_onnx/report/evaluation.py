@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from qtaml_onnx.campaign import Campaign, Interval, Result
 from qtaml_onnx.comparison import Comparison
-from qtaml_onnx.data import LABELS, Dataset
+from qtaml_onnx.data import dataset_sha256
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.plan import StoragePlan
 from qtaml_onnx.report.schema import (
@@ -24,7 +21,7 @@ from qtaml_onnx.report.schema import (
 from qtaml_onnx.sweep import MeasuredSweep, SweepStep
 from qtaml_onnx.textio import printable
 
-__all__ = ["dataset_sha256", "differences", "evaluation_section"]
+__all__ = ["differences", "evaluation_section"]
 
 
 def evaluation_section(
@@ -148,13 +145,3 @@ def _by_variant(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
         if result.stopped is not None:
             groups.setdefault(result.variant, []).append(result)
     return list(groups.items())
-
-
-def dataset_sha256(data: Dataset) -> str:
-    """SHA-256 of names, types, shapes and values of all arrays, whatever file they came in."""
-    digest = hashlib.sha256()
-    arrays = data.arrays | ({LABELS: data.labels} if data.labels is not None else {})
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
