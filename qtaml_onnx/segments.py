@@ -7,7 +7,7 @@ cut before its weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,27 +40,30 @@ class Cuts:
     starts: tuple[int, ...]
     members: tuple[tuple[str, ...], ...]
 
-    def suffix(self, number: int, crossing: Mapping[str, NDArray[np.generic]]) -> ort.InferenceSession | None:
+    def suffix(
+        self, number: int, crossing: Mapping[str, NDArray[np.generic]], *, fed: Set[str] | None = None
+    ) -> ort.InferenceSession | None:
         """Everything behind a cut: its outputs are the model's outputs that are computed there; None if none is.
 
         Args:
             number: Of the cut.
             crossing: Values that cross it, for their types.
+            fed: Which of the names asked for can be fed, None for all. The others are constants, whose layout
+                onnxruntime chooses for speed.
         """
         graph = self.model.graph
         nodes = graph.node[self.starts[number] :]
         made = {name for node in nodes for name in node.output}
         outputs = [output for output in graph.output if output.name in made or not number]
-        return self._session(nodes, crossing, outputs) if outputs else None
+        return self._session(nodes, crossing, outputs, fed=fed) if outputs else None
 
-    def whole(self) -> ort.InferenceSession:
+    def whole(self, optimization_level: str = "all") -> ort.InferenceSession:
         """The model with the values that cross its cuts as outputs, behind its own."""
         crossing = set().union(*(self.crossing(number) for number in range(1, len(self.starts))))
         own = self.model.graph.output
         more = sorted(crossing - {output.name for output in own})
         outputs = [*own, *(onnx.ValueInfoProto(name=name) for name in more)]
-        # Beyond "extended" onnxruntime 1.31 fuses over values that are wanted as outputs, and fails.
-        return self._session(self.model.graph.node, {}, outputs, "extended")
+        return self._session(self.model.graph.node, {}, outputs, optimization_level, fed=frozenset())
 
     def step(self, number: int, crossing: Mapping[str, NDArray[np.generic]]) -> ort.InferenceSession | None:
         """What lies between a cut and the next one: its outputs cross the next one; None if nothing new does."""
@@ -81,8 +84,10 @@ class Cuts:
         crossing: Mapping[str, NDArray[np.generic]],
         outputs: Sequence[onnx.ValueInfoProto],
         optimization_level: str = "all",
+        fed: Set[str] | None = None,
     ) -> ort.InferenceSession:
         whole, part = self.model.graph, onnx.ModelProto()
+        constant = frozenset() if fed is None else frozenset().union(*self.members) - fed
         part.ir_version = self.model.ir_version
         part.opset_import.extend(self.model.opset_import)
         part.functions.extend(self.model.functions)
@@ -91,7 +96,7 @@ class Cuts:
         graph.name = whole.name
         graph.node.extend(nodes)
         graph.initializer.extend(tensor for tensor in whole.initializer if tensor.name in read)
-        graph.input.extend(value for value in whole.input if value.name in read)
+        graph.input.extend(value for value in whole.input if value.name in read and value.name not in constant)
         graph.input.extend(
             onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), None)
             for name, array in crossing.items()
