@@ -35,20 +35,20 @@ class DequantizeWeights(ir.passes.InPlacePass):
     """Puts float weights in the place of integers; a model without quantised weights is left as it is.
 
     Attributes:
-        names: After the pass, by the name of each weight before it, its name now.
+        weights: After the pass, by the name of each weight before it, the weight as it is now.
     """
 
     def __init__(self) -> None:
-        """Starts without names."""
+        """Starts without weights."""
         super().__init__()
-        self.names: dict[str, str] = {}
+        self.weights: dict[str, Weight] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites in place."""
         weights = find_weights(model).weights
         quantised = [weight for weight in weights if weight.grid is not None]
         if not quantised:
-            self.names = {weight.name: weight.name for weight in weights}
+            self.weights = {weight.name: weight for weight in weights}
             return ir.passes.PassResult(model, modified=False)
         names = NameTable(model)
         held = {weight.name: weight.value for weight in weights if weight.grid is None}
@@ -56,8 +56,8 @@ class DequantizeWeights(ir.passes.InPlacePass):
             held[weight.name] = _Rewriter(model, weight, names).run()
         _expand_elementwise(model, names)
         _unround(model, names)
-        now = {id(weight.value): weight.name for weight in find_weights(model).weights}
-        self.names = {name: now[id(value)] for name, value in held.items() if id(value) in now}
+        now = {id(weight.value): weight for weight in find_weights(model).weights}
+        self.weights = {name: now[id(value)] for name, value in held.items() if id(value) in now}
         return ir.passes.PassResult(model, modified=True)
 
 

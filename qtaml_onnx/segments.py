@@ -7,8 +7,10 @@ cut before its weight.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -59,7 +61,7 @@ class Cuts:
 
     def whole(self, optimization_level: str = "all") -> ort.InferenceSession:
         """The model with the values that cross its cuts as outputs, behind its own."""
-        crossing = set().union(*(self.crossing(number) for number in range(1, len(self.starts))))
+        crossing: set[str] = set().union(*self._crossings)
         own = self.model.graph.output
         more = sorted(crossing - {output.name for output in own})
         outputs = [*own, *(onnx.ValueInfoProto(name=name) for name in more)]
@@ -72,11 +74,21 @@ class Cuts:
         wanted = sorted(made & self.crossing(number + 1))
         return self._session(nodes, crossing, [onnx.ValueInfoProto(name=name) for name in wanted]) if wanted else None
 
-    def crossing(self, number: int) -> set[str]:
+    def crossing(self, number: int) -> Set[str]:
         """Names of the values computed before a cut and read behind it."""
+        return self._crossings[number]
+
+    @cached_property
+    def _crossings(self) -> list[set[str]]:
+        """Those of all cuts."""
         nodes = self.model.graph.node
-        before = {name for node in nodes[: self.starts[number]] for name in node.output if name}
-        return before & {name for node in nodes[self.starts[number] :] for name in _read_by(node)}
+        made = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+        last = {name: index for index, node in enumerate(nodes) for name in _read_by(node) if name in made}
+        found: list[set[str]] = [set() for _ in self.starts]
+        for name, index in last.items():
+            for number in range(bisect_right(self.starts, made[name]), bisect_right(self.starts, index)):
+                found[number].add(name)
+        return found
 
     def _session(
         self,
