@@ -15,22 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import Run
+from digits_example import MODEL, first_samples
 
 from qtaml_onnx.campaign import Stopping, t_interval
 from qtaml_onnx.campaign.trials import Worker
 from qtaml_onnx.cli import main
 from qtaml_onnx.cli.show import TerminalProgress
 
-DIGITS = Path(__file__).resolve().parents[2] / "examples" / "digits"
-MODEL = DIGITS / "digits_cnn.onnx"
-
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 130 evaluation samples and a hardened model in it."""
     folder = tmp_path_factory.mktemp("digits")
-    with np.load(DIGITS / "digits_eval.npz") as data:
-        np.savez(folder / "eval.npz", **{name: data[name][:130] for name in data.files})
+    first_samples(folder / "eval.npz", 130)
     args = f"harden {MODEL} -o {folder}/safe.onnx --flip-rate 0.05 --method posterior-mean --no-html -q"
     assert main(args.split()) == 0
     return folder
