@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from qtaml_onnx.cli import options as o
@@ -32,6 +33,11 @@ class FaultOptions:
     def retention_s(self) -> float | None:
         """The time that words are held, in seconds; an InputError if what was given is no time."""
         return None if self.retention is None else parse_duration(self.retention)
+
+    @property
+    def files(self) -> list[Path]:
+        """What is read for it, as far as these are files."""
+        return [path for path in (self.plane_rates, Path(self.device) if self.device else None) if path is not None]
 
     def model(self, bits: int) -> FaultModel:
         """The flip rates of words of up to `bits` bits.

@@ -21,7 +21,7 @@ from qtaml_onnx.hardening import HardenResult, harden_source
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import least_hardened_bytes, load_model, save_model
 from qtaml_onnx.options import DEFAULT_METHOD, HardenOptions
-from qtaml_onnx.outputs import OutputSet, check_free_space, check_output_path
+from qtaml_onnx.outputs import OutputSet, check_free_space, check_outputs
 from qtaml_onnx.report import Report, render_html
 from qtaml_onnx.report.junit import harden_cases, junit_xml
 from qtaml_onnx.report.schema import Output
@@ -158,15 +158,15 @@ def harden(
         raise InputError(f"output {output} does not end in .onnx; name the hardened model OUT.onnx")
     if emit_faulty is not None and emit_faulty.suffix != ".onnx":
         raise InputError(f"--emit-faulty {emit_faulty} does not end in .onnx; name the instrumented model FAULTY.onnx")
-    for path in (output, *([emit_faulty] if emit_faulty else [])):
-        if not dry_run:
-            check_output_path(path, model)
-    if junit is not None:
-        check_output_path(junit, model)
-        if evaluation is None:
-            raise InputError("--junit needs data to measure on; add --eval FILE.npz")
-    if emit_faulty is not None and emit_faulty.absolute() == output.absolute():
-        raise InputError("--emit-faulty and -o name the same file; give two")
+    if junit is not None and evaluation is None:
+        raise InputError("--junit needs data to measure on; add --eval FILE.npz")
+    if not dry_run:
+        written = {"-o": output, "the plan of -o": output.with_suffix(".plan.json")}
+        written |= {f"the report of -o ({kind})": output.with_suffix(f".report.{kind}") for kind in ("json", "html")}
+        check_outputs(
+            written | {"--emit-faulty": emit_faulty, "--junit": junit},
+            [model, evaluation, calibration, *faults.files],
+        )
     chosen = HardenOptions(
         method=method,
         bits=bits,

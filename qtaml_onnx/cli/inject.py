@@ -12,10 +12,11 @@ from qtaml_onnx.cli.groups import FaultOptions, with_groups
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.fault_bursts import BurstGeometry
 from qtaml_onnx.fault_pattern import FaultPattern, parse_planes
-from qtaml_onnx.modelio import OutputSet, check_output_path, load_model, save_model
+from qtaml_onnx.modelio import load_model, save_model
+from qtaml_onnx.outputs import OutputSet, check_outputs
 from qtaml_onnx.passes.inject_activation_faults import InjectActivationFaults
 from qtaml_onnx.runtime import library_path
-from qtaml_onnx.stored import stored_model
+from qtaml_onnx.stored import plan_path, stored_model
 from qtaml_onnx.textio import printable
 
 __all__ = ["Kind", "Where", "inject"]
@@ -112,7 +113,7 @@ def inject(
     qtaml-onnx inject net.onnx -o faulty.onnx --flip-rate 1e-5 --where activations --planes 0-22
     """
     o.set_verbosity(verbose, quiet)
-    check_output_path(output, model)
+    check_outputs({"-o": output, "the plan of -o": plan_path(output)}, [model, *faults.files])
     if output.suffix != ".onnx":
         raise InputError(f"output {output} does not end in .onnx; name the instrumented model OUT.onnx")
     faults.model(1)  # refuses what is wrong with it before the model is read
@@ -150,7 +151,7 @@ def inject(
         )
         with OutputSet(stored.source.files) as outputs:
             save_model(stored.faulty, outputs, output, external_data=bool(stored.source.external_files))
-            outputs.add_text(output.with_suffix(".plan.json"), stored.plan.to_json())
+            outputs.add_text(plan_path(output), stored.plan.to_json())
         summary |= {"tensors": stored.plan.tensor_count, "weight_bits": stored.plan.weight_bits}
         what = f"{stored.plan.tensor_count} tensors, {stored.plan.weight_bits} weight bits"
     library = str(library_path())

@@ -189,8 +189,9 @@ def test_bad_stores(command: Run, small: Path, tmp_path: Path) -> None:
     err = command(f"{args} --store {tmp_path}/s.db --resume --seed 5", code=2)[1]
     assert err.count("\n") == 1
     assert "differs in seed (0 there, 5 here)" in err
-    assert "is the input model" in command(f"{args} --store {small}/safe.onnx --resume", code=2)[1]
-    assert "names the same file" in command(f"{args} --store {tmp_path}/x --plot {tmp_path}/x", code=2)[1]
+    assert "is one of the input files" in command(f"{args} --store {small}/safe.onnx --resume", code=2)[1]
+    twice = command(f"{args} --store {tmp_path}/x --plot {tmp_path}/x", code=2)[1]
+    assert "--store and --plot name the same file" in twice
     assert "--metric nonsense" in command(f"{args} --metric nonsense --store {tmp_path}/n.db", code=2)[1]
     assert not (tmp_path / "n.db").exists()
     assert "twice" in command(f"{args} --metric mse --metric mse", code=2)[1]
