@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from digits_example import CALIBRATION, MODEL, first_samples
 
 from qtaml_onnx.cli import main
 from qtaml_onnx.errors import InputError
@@ -17,16 +18,12 @@ from qtaml_onnx.plan import read_plan
 from qtaml_onnx.report import render_html
 from qtaml_onnx.report.schema import json_schema, read_report
 
-DIGITS = Path(__file__).resolve().parents[2] / "examples" / "digits"
-MODEL, EVAL, CALIBRATION = DIGITS / "digits_cnn.onnx", DIGITS / "digits_eval.npz", DIGITS / "digits_calibration.npz"
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 100 evaluation samples and a model hardened by output channel."""
     folder = tmp_path_factory.mktemp("channels")
-    with np.load(EVAL) as data:
-        np.savez(folder / "eval.npz", **{name: data[name][:100] for name in data.files})
+    first_samples(folder / "eval.npz", 100)
     args = f"harden {MODEL} -o {folder}/safe.onnx --flip-rate 0.05 --method posterior-mean --budget 0.15 --trials 2 -q"
     more = f"--granularity channel --eval {folder}/eval.npz --calibration {CALIBRATION} --no-sweep --include-small"
     assert main([*args.split(), *more.split()]) == 0
