@@ -80,16 +80,16 @@ def test_verify_evaluate_inject_and_summary(made: Path, capsys: pytest.CaptureFi
     assert f"{plan.tensor_count} tensors in {len(plan.tensors)} parts" in capsys.readouterr().out
 
 
-def test_images_are_declined_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_hold_every_part_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = f"harden {MODEL} -o {tmp_path}/s.onnx --flip-rate 0.05 --method magnitude --budget 0.2 --no-html -q"
     assert main([*args.split(), "--granularity", "channel"]) == 0
     capsys.readouterr()
-    assert main(f"export-image {tmp_path}/s.onnx -o {tmp_path}/image".split()) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "stored in parts by output channel" in error
-    assert "--granularity tensor" in error
-    assert not (tmp_path / "image").exists()
+    plan = read_plan(tmp_path / "s.plan.json")
+    assert main(f"export-image {tmp_path}/s.onnx -o {tmp_path}/image --json".split()) == 0
+    assert json.loads(capsys.readouterr().out)["tensors"] == plan.tensor_count
+    assert main(f"import-image {tmp_path}/image --model {tmp_path}/s.onnx -o {tmp_path}/r.onnx --json".split()) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["wrong_words"], summary["words"]) == (0, sum(tensor.size for tensor in plan.tensors))
 
 
 def test_without_data_channels_go_by_synthetic_inputs(tmp_path: Path) -> None:
