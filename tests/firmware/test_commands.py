@@ -213,7 +213,7 @@ def test_bad_images_are_refused_in_one_line(name: str, made: Path, image: Path, 
         ("import-image {image} --model {made}/net-safe.onnx -o {d}/real.onnx --confidence 2", "--confidence"),
         (
             "import-image {image} --model {made}/net-safe.onnx -o {d}/real.onnx --write-plane-rates {d}/real.onnx",
-            "two outputs",
+            "name the same file",
         ),
         ("export-image {made}/net.onnx -o {d}/new", "not a hardened model"),
         ("export-image {made}/net-safe.onnx -o {image}", "is not empty"),
