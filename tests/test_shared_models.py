@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scripts import ROOT, load_script
 
 from qtaml_onnx.cli import main
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = ROOT.parent / "shared"
 MODELS = sorted(SHARED.glob("models/**/*.onnx"))
 
 pytestmark = [
@@ -62,3 +64,17 @@ def test_overhead_on_vgg(
 ) -> None:
     """Sensitivity allocation keeps 95 % of clean with 22 % of the bits protected; uniform planes need twice as many."""
     assert (kept(images, tmp_path, capsys, options) >= 0.95) == enough
+
+
+@pytest.mark.slow
+def test_really_decoded_images_keep_what_campaigns_state(tmp_path: Path) -> None:
+    """vgg at 8 bits a weight, all in, behind an LDPC code: two chips with every bit flipped at 0.10, then decoded."""
+    script = load_script(ROOT / "benchmarks" / "real_codes.py")
+    options = argparse.Namespace(keep=None, images=500, trials=4, chips=2)
+    row = script.measure("vgg", "ldpc-3-5", 0.10, options, tmp_path)
+    assert row["bits_per_weight"] <= 8
+    assert row["campaign"]["mean"] >= 0.95 * row["clean"]
+    for chip in row["chips"]:
+        # A code word that fails leaves some 250 wrong bits at once, which the campaign spreads over all images.
+        assert chip["decoded"] >= row["campaign"]["mean"] - 0.03
+        assert chip["wrong"] <= 500 * max(chip["failed"], 1)

@@ -252,8 +252,8 @@ qtaml_status qtaml_read_words(const qtaml_model *model, uint32_t tensor, const q
 qtaml_status qtaml_read_second_words(const qtaml_model *model, uint32_t tensor, const qtaml_image *image,
                                      uint32_t first, uint32_t count, uint16_t *words);
 
-/* Weights, in C order; of a part of a tensor, its own channels alone. Those of a model in half precision or bfloat16 are rounded to it, so that qtaml_to_half or
- * qtaml_to_bfloat16 gives them without loss. */
+/* Weights, in C order; of a part of a tensor, its own channels alone. Those of a model in half precision or bfloat16 are
+ * rounded to it, so that qtaml_to_half or qtaml_to_bfloat16 gives them without loss. */
 qtaml_status qtaml_read_weights(const qtaml_model *model, uint32_t tensor, const qtaml_image *image, uint32_t first,
                                 uint32_t count, float *weights);
 
