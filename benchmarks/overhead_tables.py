@@ -78,7 +78,7 @@ def main_table(rows: dict[str, Record]) -> Iterator[tuple[str, ...]]:
 
 def ratio_table(rows: dict[str, Record]) -> Iterator[tuple[str, ...]]:
     """Predicted and measured overheads, and the saturation ratio, predicted as reports give it and measured."""
-    yield "row", "protected, predicted", "measured", "ρ*", "ratio measured"
+    yield "row", "protected, predicted", "kept there", "protected, measured", "kept there", "ρ*", "ratio measured"
     uniform = rows.get("uniform-msp", {}).get("overhead")
     for name in in_order(rows):
         found = rows[name]
@@ -86,8 +86,12 @@ def ratio_table(rows: dict[str, Record]) -> Iterator[tuple[str, ...]]:
         if own is None or predicted is None:
             continue
         ratios = [found.get("predicted_ratio"), uniform / own if uniform and own else None]
-        percents = [f"{100 * value:.2f} %" for value in (predicted, own)]
-        yield name, *percents, *(f"{ratio:.1f}" if ratio else "–" for ratio in ratios)
+        yield (
+            name,
+            *(f"{100 * predicted:.2f} %", share(found.get("kept_at_prediction"))),
+            *(f"{100 * own:.2f} %", share(found.get("kept"))),
+            *(f"{ratio:.1f}" if ratio else "–" for ratio in ratios),
+        )
 
 
 def in_order(rows: dict[str, Record]) -> list[str]:

@@ -98,7 +98,7 @@ def overhead(network: Network, row: Row, rate: float) -> Record:
 
 
 def prediction(network: Network, row: Row, planner: Planner, method: Method, rate: float) -> Record:
-    """Overheads predicted at the level of noise where ρ* compares them, and ρ* as a report gives it."""
+    """Overheads predicted at the level of noise where ρ* compares them, what is kept there, ρ* as a report gives it."""
     sensitivity = planner.sensitivity
     if sensitivity is None:
         return {}
@@ -110,7 +110,10 @@ def prediction(network: Network, row: Row, planner: Planner, method: Method, rat
     plain = network.planner(METHOD_ROWS["uniform-msp"], rate)  # has no self-correcting biases, and is probed without
     found = plain.sensitivity
     uniform = plain.smallest_overhead(METHODS["uniform-msp"], SATURATION_LEVEL * found.output_energy) if found else 0
-    return {"predicted_overhead": own, "predicted_ratio": uniform / own if uniform and own else None}
+    record: Record = {"predicted_overhead": own, "predicted_ratio": uniform / own if uniform and own else None}
+    if own:  # None where the method does not reach the level
+        record["kept_at_prediction"] = network.kept(network.faulty(planner.within_budget(method, own)))
+    return record
 
 
 def budgets(network: Network, row: Row, rate: float) -> Record:
