@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnx
 import pytest
-from small_models import CASES
+from small_models import CASES, info, model, normal
 from stored_models import source_model
 
 from qtaml_onnx.errors import InputError
@@ -46,3 +48,38 @@ def test_consumer_and_operand_point_at_the_reader() -> None:
     assert weight.dequantize is not None
     assert weight.consumer.inputs[1] is weight.dequantize.outputs[0]
     assert weight.size == 4 * 3 * 3 * 3
+
+
+def test_what_other_constants_are_for() -> None:
+    """Behind what lays them out, repeats or casts them; a vector added behind a product's layout is its bias."""
+    node = onnx.helper.make_node
+    nodes = [
+        node("MatMul", ["x", "W"], ["p"]),
+        node("Reshape", ["p", "three"], ["q"]),
+        node("Add", ["q", "b"], ["r"]),
+        node("Transpose", ["t"], ["t1"], perm=[1, 0]),
+        node("Unsqueeze", ["t1", "zero"], ["t2"]),
+        node("Add", ["r", "t2"], ["s"]),
+        node("Mul", ["g", "s"], ["u"]),
+        node("Expand", ["k", "tall"], ["k1"]),
+        node("Concat", ["u", "k1"], ["y"], axis=0),
+    ]
+    initializers = {
+        "W": normal(6, 4),
+        "b": normal(4),
+        "t": normal(4, 3),
+        "g": normal(4),
+        "k": normal(1, 1, 4),
+        "three": np.array([1, 3, 4]),
+        "zero": np.array([0]),
+        "tall": np.array([1, 3, 4]),
+    }
+    proto = model(nodes, [info("x", 1, 3, 6)], [info("y", 1, 2, 3, 4)], initializers)
+    found = find_weights(source_model(proto).model)
+    assert [weight.name for weight in found.weights] == ["W"]
+    assert {item.name: item.reason for item in found.left_out} == {
+        "b": "bias of MatMul: kept in safe storage",
+        "t": "addend of Add: position embeddings, masks and the like are kept in safe storage",
+        "g": "factor of Mul: kept in safe storage",
+        "k": "input 1 of Concat: not a weight operand",
+    }
