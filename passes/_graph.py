@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -79,7 +79,7 @@ class NodeBuilder:
         return add_constant(self.model, self.owner, self.names.fresh(f"{self.name}.{suffix}"), array)
 
     def then(
-        self, op_type: str, inputs: list[ir.Value | None], attributes: dict[str, object] | None = None
+        self, op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, object] | None = None
     ) -> ir.Value:
         """The result of one more operator."""
         wanted = f"{self.name}.{self.part}/{op_type}"

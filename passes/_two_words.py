@@ -71,8 +71,7 @@ class _Builder(NodeBuilder):
         By Bayes' rule, from the share and the mean of each cell and the likelihoods of both words.
         """
         code = plan.code.two_words()
-        matrix = [[1 - code.p01, code.p01], [code.p10, 1 - code.p10]]
-        stored = self.constant("flip_rates", np.asarray(matrix, dtype=np.float32))
+        stored = self.constant("flip_rates", code.stored_rates().astype(np.float32))
         rates = self.real(stored)
         first, second = (
             self.likelihood(self.constant(f"cell_{which}_words", words.astype(plan.words_type.lower())), rates, bits)

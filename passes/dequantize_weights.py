@@ -24,7 +24,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qtaml_onnx.graph import Owner, constant_array, constant_tensor, is_constant, walk
-from qtaml_onnx.passes._graph import NameTable, add_constant, discard
+from qtaml_onnx.passes._graph import NameTable, NodeBuilder, add_constant, discard
 from qtaml_onnx.quantized import BIAS_INPUTS, MICROSOFT, gathered_dequantize
 from qtaml_onnx.weights import Weight, find_weights
 
@@ -35,20 +35,20 @@ class DequantizeWeights(ir.passes.InPlacePass):
     """Puts float weights in the place of integers; a model without quantised weights is left as it is.
 
     Attributes:
-        names: After the pass, by the name of each weight before it, its name now.
+        weights: After the pass, by the name of each weight before it, the weight as it is now.
     """
 
     def __init__(self) -> None:
-        """Starts without names."""
+        """Starts without weights."""
         super().__init__()
-        self.names: dict[str, str] = {}
+        self.weights: dict[str, Weight] = {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrites in place."""
         weights = find_weights(model).weights
         quantised = [weight for weight in weights if weight.grid is not None]
         if not quantised:
-            self.names = {weight.name: weight.name for weight in weights}
+            self.weights = {weight.name: weight for weight in weights}
             return ir.passes.PassResult(model, modified=False)
         names = NameTable(model)
         held = {weight.name: weight.value for weight in weights if weight.grid is None}
@@ -56,8 +56,8 @@ class DequantizeWeights(ir.passes.InPlacePass):
             held[weight.name] = _Rewriter(model, weight, names).run()
         _expand_elementwise(model, names)
         _unround(model, names)
-        now = {id(weight.value): weight.name for weight in find_weights(model).weights}
-        self.names = {name: now[id(value)] for name, value in held.items() if id(value) in now}
+        now = {id(weight.value): weight for weight in find_weights(model).weights}
+        self.weights = {name: now[id(value)] for name, value in held.items() if id(value) in now}
         return ir.passes.PassResult(model, modified=True)
 
 
@@ -67,7 +67,8 @@ class _Rewriter:
     def __init__(self, model: ir.Model, weight: Weight, names: NameTable) -> None:
         self.model, self.weight, self.names = model, weight, names
         self.node = weight.consumer
-        self.nodes: list[ir.Node] = []
+        self.builder = NodeBuilder(model, weight.owner, weight.name, "real", names)
+        self.then = self.builder.then
 
     def run(self) -> ir.Value:
         """The float constant that stands for the weight now."""
@@ -100,16 +101,6 @@ class _Rewriter:
         """A float constant beside the weight."""
         return add_constant(self.model, self.weight.owner, self.names.fresh(f"{name}.real"), array)
 
-    def then(
-        self, op_type: str, inputs: Sequence[ir.Value | None], attributes: dict[str, object] | None = None
-    ) -> ir.Value:
-        """The result of one more operator."""
-        wanted = f"{self.weight.name}.real/{op_type}"
-        node = ir.node(op_type, inputs, attributes, name=self.names.fresh(wanted))  # type: ignore[arg-type]
-        node.outputs[0].name = self.names.fresh(f"{wanted}_output")
-        self.nodes.append(node)
-        return node.outputs[0]
-
     def _expand(self, value: ir.Value) -> None:
         node = self.node
         if node.op_type == "Gather":
@@ -129,14 +120,7 @@ class _Rewriter:
             "MatMulInteger": self._integer,
             "MatMulNBits": self._packed,
         }[node.op_type](value)
-        old = node.outputs[0]
-        node.prepend(self.nodes)
-        name = old.name
-        old.name = f"{name}.before"
-        result.type, result.shape = old.type, old.shape
-        old.replace_all_uses_with(result, replace_graph_outputs=True)
-        result.name = name
-        _drop(node)
+        _replace(node, self.builder.nodes, result, "before")
 
     def _input(self, index: int) -> ir.Value | None:
         return self.node.inputs[index] if index < len(self.node.inputs) else None
@@ -215,13 +199,7 @@ def _expand_elementwise(model: ir.Model, names: NameTable) -> None:
         for part in parts:
             part.name = names.fresh(f"{node.name}/{part.op_type}")
             part.outputs[0].name = names.fresh(f"{part.name}_output")
-        result, old = parts[-1].outputs[0], node.outputs[0]
-        node.prepend(parts)
-        name, old.name = old.name, f"{old.name}.before"
-        result.type, result.shape = old.type, old.shape
-        old.replace_all_uses_with(result, replace_graph_outputs=True)
-        result.name = name
-        _drop(node)
+        _replace(node, parts, parts[-1].outputs[0], "before")
 
 
 def _unround(model: ir.Model, names: NameTable) -> None:
@@ -242,13 +220,7 @@ def _unround(model: ir.Model, names: NameTable) -> None:
             nodes.append(ir.node(op_type, [value, constant], name=names.fresh(f"{node.name}/{op_type}")))
             value = nodes[-1].outputs[0]
             value.name = names.fresh(f"{node.outputs[0].name}.{op_type}")
-        old = node.outputs[0]
-        value.type, value.shape = old.type, old.shape
-        node.prepend(nodes)
-        name, old.name = old.name, f"{old.name}.rounded"
-        old.replace_all_uses_with(value, replace_graph_outputs=True)
-        value.name = name
-        _drop(node)
+        _replace(node, nodes, value, "rounded")
         _drop(source)
 
 
@@ -265,6 +237,17 @@ def _range(quantize: ir.Node) -> tuple[NDArray[np.generic], NDArray[np.generic]]
         scale
     )
     return np.asarray(ends[0], dtype=scale.dtype), np.asarray(ends[1], dtype=scale.dtype)
+
+
+def _replace(node: ir.Node, nodes: Sequence[ir.Node], result: ir.Value, was: str) -> None:
+    """Puts other nodes in the place of one with one output, whose name and type their result takes over."""
+    old = node.outputs[0]
+    node.prepend(nodes)
+    name, old.name = old.name, f"{old.name}.{was}"
+    result.type, result.shape = old.type, old.shape
+    old.replace_all_uses_with(result, replace_graph_outputs=True)
+    result.name = name
+    _drop(node)
 
 
 def _drop(node: ir.Node) -> None:

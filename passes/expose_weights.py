@@ -10,7 +10,7 @@ import onnx_ir as ir
 from qtaml_onnx.passes._graph import Carrier, NameTable, add_input, discard
 from qtaml_onnx.passes.dequantize_weights import DequantizeWeights
 from qtaml_onnx.passes.inject_faults import allow_defaults
-from qtaml_onnx.weights import find_weights, float_weights
+from qtaml_onnx.weights import float_weights
 
 __all__ = ["ExposeWeights"]
 
@@ -35,13 +35,11 @@ class ExposeWeights(ir.passes.InPlacePass):
         """Rewrites in place."""
         dequantize = DequantizeWeights()
         dequantize(model)
-        found = {weight.name: weight for weight in find_weights(model).weights}
-        weights = {name: found[now] for name, now in dequantize.names.items()}
         table = NameTable(model)
         allow_defaults(model)
         carrier = Carrier(model)
         for number, name in enumerate(self.names):
-            weight = weights[name]
+            weight = dequantize.weights[name]
             array = float_weights(weight)
             source = add_input(model, table.fresh(f"qtaml_weight_{number}"), array)
             inner = carrier.into(weight.owner, source)

@@ -31,7 +31,7 @@ from qtaml_onnx.external_data import (
 )
 from qtaml_onnx.graph import constant_tensor, graphs_of, is_constant, walk
 from qtaml_onnx.old_opsets import is_old, raise_opset
-from qtaml_onnx.outputs import OutputSet, check_free_space, check_output_path
+from qtaml_onnx.outputs import OutputSet, check_free_space
 from qtaml_onnx.sparse import is_sparse, make_dense, make_sparse
 from qtaml_onnx.validation import check_names, check_proto, fill_attributes, first_line, sort_graphs, tensors_of
 from qtaml_onnx.wire import Buffer, StreamedTensor, cut_raw_data, write_inline
@@ -39,7 +39,6 @@ from qtaml_onnx.wire import Buffer, StreamedTensor, cut_raw_data, write_inline
 __all__ = [
     "OutputSet",
     "SourceModel",
-    "check_output_path",
     "constant_bytes",
     "file_sha256",
     "least_hardened_bytes",

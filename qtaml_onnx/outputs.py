@@ -5,41 +5,57 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from qtaml_onnx.errors import InputError
 
-__all__ = ["OutputSet", "check_free_space", "check_output_path"]
+__all__ = ["OutputSet", "check_free_space", "check_outputs"]
 
 _MARGIN = 1 << 24
 """Bytes to spare on a disk: for the plan, the report and the file system's own."""
 
 
-def check_output_path(path: Path, source: Path | None = None) -> None:
-    """Refuses, before any work is done, an output that could not be written or that would overwrite the input.
+def check_outputs(outputs: Mapping[str, Path | None], inputs: Iterable[Path | None] = ()) -> None:
+    """Refuses, before any work is done, outputs that could not be written, or not without losing something.
+
+    Args:
+        outputs: What is to be written, by the option that names it; None where it is not asked for.
+        inputs: What is read; None, and what does not exist, is passed over.
 
     Raises:
-        InputError: if the folder does not exist or is not writable, or `path` is a folder or the source itself.
+        InputError: if a folder does not exist or is not writable, or an output is a folder, an input, or named twice.
     """
+    read = [path for path in inputs if path is not None]
+    named: dict[Path, str] = {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        _check_output(option, path, read)
+        other = named.setdefault(path.resolve(), option)
+        if other != option:
+            raise InputError(f"{option} and {other} name the same file {path}; give two")
+
+
+def _check_output(option: str, path: Path, inputs: Iterable[Path]) -> None:
     folder = path.parent
     try:
         if not folder.is_dir():
-            raise InputError(f"output folder {folder} does not exist; make it or choose another with -o")
+            raise InputError(f"output folder {folder} does not exist; make it or choose another with {option}")
         if path.is_dir():
             raise InputError(f"output {path} is a folder; name a file in it")
         if path.exists() and not path.is_file():
             raise InputError(f"output {path} is no regular file; name one that can be replaced")
-        if source is not None and path.exists() and source.exists() and path.samefile(source):
-            raise InputError(f"output {path} is the input model; choose another name with -o")
+        if path.exists() and any(source.exists() and path.samefile(source) for source in inputs):
+            raise InputError(f"output {path} is one of the input files; choose another name with {option}")
     except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
-        raise InputError(f"output {path} is no usable file name ({error}); choose another with -o") from error
+        raise InputError(f"output {path} is no usable file name ({error}); choose another with {option}") from error
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise InputError(
-            f"output folder {folder} is not writable ({error.strerror}); choose another with -o"
+            f"output folder {folder} is not writable ({error.strerror}); choose another with {option}"
         ) from error
 
 

@@ -47,7 +47,8 @@ def walk_parts(
     if not len(data):
         raise InputError("the model has no inputs to feed: sensitivity cannot be measured")
     ahead = _run_ahead(cuts, data, runs)
-    first = ProbedPart(cuts.suffix(0, {}), data, runs, [{}] * len(runs), clean=ahead.clean if ahead else None)
+    session = cuts.suffix(0, {}, fed=_fed(cuts, 0, ahead))
+    first = ProbedPart(session, data, runs, [{}] * len(runs), clean=ahead.clean if ahead else None)
     if len({tuple(rows.shape[1] for rows in clean.values()) for clean in first.clean}) != 1:
         raise InputError("the sizes of the model's outputs depend on its inputs: sensitivity cannot be measured")
     if not all(np.isfinite(rows).all() for clean in first.clean for rows in clean.values()):
@@ -129,23 +130,33 @@ def _run_ahead(cuts: Cuts, data: Dataset, runs: list[Run]) -> _Ahead | None:
     """The values of all cuts at once; None where they are too many or of kinds that cannot cross."""
     if len(cuts.starts) == 1:
         return None
-    try:
-        session = cuts.whole()
-        own, found = len(cuts.model.graph.output), _Ahead([], [])
-        names = [output.name for output in session.get_outputs()]
-        for inputs, count in runs:
-            arrays = dict(zip(names, _run_session(session, inputs, data), strict=True))
-            fed = None if data.one_by_one else len(next(iter(inputs.values())))
-            found.clean.append(_real_rows({name: arrays[name] for name in names[:own]}, count, fed))
-            wanted = set().union(*(cuts.crossing(number) for number in range(1, len(cuts.starts))))
-            found.values.append({name: array for name, array in arrays.items() if name in wanted})
-            # The first run tells how much all will hold.
-            if not can_cross(found.values * len(runs) if len(found.values) == 1 else found.values):
-                return None
-    except InputError as error:  # such as values of a type that Python has not
-        logger.debug("the cuts are taken one by one: %s", error)
-        return None
+    # Beyond "extended" onnxruntime 1.31 fuses over some values that are wanted as outputs, and fails.
+    for level in ("all", "extended"):
+        try:
+            return _run_whole(cuts, cuts.whole(level), data, runs)
+        except InputError as error:  # such as values of a type that Python has not
+            logger.debug("optimised to the level '%s', the values of all cuts are not to be had: %s", level, error)
+    return None
+
+
+def _run_whole(cuts: Cuts, session: ort.InferenceSession, data: Dataset, runs: list[Run]) -> _Ahead | None:
+    own, found = len(cuts.model.graph.output), _Ahead([], [])
+    names = [output.name for output in session.get_outputs()]
+    wanted = set().union(*(cuts.crossing(number) for number in range(1, len(cuts.starts))))
+    for inputs, count in runs:
+        arrays = dict(zip(names, _run_session(session, inputs, data), strict=True))
+        fed = None if data.one_by_one else len(next(iter(inputs.values())))
+        found.clean.append(_real_rows({name: arrays[name] for name in names[:own]}, count, fed))
+        found.values.append({name: array for name, array in arrays.items() if name in wanted})
+        # The first run tells how much all will hold.
+        if not can_cross(found.values * len(runs) if len(found.values) == 1 else found.values):
+            return None
     return found
+
+
+def _fed(cuts: Cuts, number: int, ahead: _Ahead | None) -> Set[str] | None:
+    """The weights to feed behind a cut: where no later cut may fail, those that lie before the next one."""
+    return None if ahead is None else frozenset(cuts.members[number])
 
 
 def _behind(cuts: Cuts, number: int, before: ProbedPart, ahead: _Ahead | None) -> ProbedPart:
@@ -153,7 +164,8 @@ def _behind(cuts: Cuts, number: int, before: ProbedPart, ahead: _Ahead | None) -
     if ahead is not None:
         wanted = cuts.crossing(number)
         kept = [{name: array for name, array in values.items() if name in wanted} for values in ahead.values]
-        return ProbedPart(cuts.suffix(number, kept[0]), before.data, before.runs, kept, number, ahead.clean)
+        session = cuts.suffix(number, kept[0], fed=_fed(cuts, number, ahead))
+        return ProbedPart(session, before.data, before.runs, kept, number, ahead.clean)
     if before.cut != number - 1:
         return before
     try:

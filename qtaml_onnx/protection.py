@@ -1,25 +1,28 @@
 """Named protection schemes: what really keeps a bit safe, what it costs and what error rate it leaves.
 
-Every scheme gives the residual bit error rate for a raw rate p (flips independent and symmetric) and the parity bits
-that a number of data bits needs. Where raw flips are asymmetric, storing each bit XORed with a fixed pseudo-random mask
-makes the channel symmetric at p = (p01 + p10)/2 (Hou et al., IEEE Trans. Inf. Theory 49, 2003): give them that mean.
+Every scheme gives the residual bit error rate for a raw rate p (flips independent and symmetric; `residual_rates` has
+the formulas) and the parity bits that a number of data bits needs. Where raw flips are asymmetric, storing each bit
+XORed with a fixed pseudo-random mask makes the channel symmetric at p = (p01 + p10)/2 (Hou et al., IEEE Trans. Inf.
+Theory 49, 2003): give them that mean.
 """
 
 from __future__ import annotations
 
-import csv
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.resources import files
 
-import numpy as np
-from scipy.stats import binom
-
-from qtaml_onnx.block_codes import bch_parity, secded_columns, weight_distribution
-from qtaml_onnx.channel import FloatArray
+from qtaml_onnx.block_codes import bch_parity, secded_columns
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.residual_rates import (
+    bch_residual,
+    ldpc_families,
+    ldpc_residual,
+    parity_nulled,
+    parity_residual,
+    repetition_residual,
+    secded_residual,
+)
 
 __all__ = [
     "AUTO_CANDIDATES",
@@ -38,7 +41,7 @@ __all__ = [
 
 def _rate(p: float) -> float:
     if not 0.0 <= p <= 0.5:
-        raise InputError(f"raw flip rate {p:g} of a protected bit is outside [0, 0.5]")
+        raise InputError(f"raw flip rate {p:g} of a protected bit is outside [0, 0.5]; give a lower rate, or protection ideal")
     return float(p)
 
 
@@ -159,8 +162,8 @@ class Repetition(Protection):
         return 1, self.n - 1
 
     def residual(self, p: float) -> float:
-        """P[Binomial(n, p) > n/2], exact."""
-        return float(binom.sf(self.n // 2, self.n, _rate(p)))
+        """That of a majority, exact."""
+        return repetition_residual(self.n, _rate(p))
 
 
 @dataclass(frozen=True)
@@ -194,22 +197,8 @@ class SecDed(Protection):
         return self.k, self.n - self.k
 
     def residual(self, p: float) -> float:
-        """Bit error rate after decoding, miscorrections included; exact, averaged over the codeword's positions.
-
-        Every pattern within one bit of a codeword c of weight w is decoded to c. Of n p wrong bits on average, patterns
-        of weight w + 1 lose one and those of weight w − 1 gain one: Σ_w A_w [(n−w) P_{w+1} − w P_{w−1}], where
-        P_j = p^j (1−p)^(n−j) and A is the code's weight distribution.
-        """
-        p, n = _rate(p), self.n
-        if p == 0.0:
-            return 0.0
-        weights = np.arange(1, n + 1)
-        codewords = np.array(weight_distribution(n, self.k)[1:], dtype=np.float64)
-        outer = p ** (weights + 1.0) * (1.0 - p) ** (n - weights - 1.0)
-        inner = p ** (weights - 1.0) * (1.0 - p) ** (n - weights + 1.0)
-        corrected = float(codewords @ ((n - weights) * outer - weights * inner))
-        beyond_one = -n * p * math.expm1((n - 1) * math.log1p(-p))  # wrong bits in patterns of two or more errors
-        return (beyond_one - corrected) / n
+        """Bit error rate after decoding, miscorrections included; exact."""
+        return secded_residual(self.n, self.k, _rate(p))
 
 
 @dataclass(frozen=True)
@@ -247,15 +236,8 @@ class Bch(Protection):
         return self.k, self.n - self.k
 
     def residual(self, p: float) -> float:
-        """Bit error rate after decoding: p · P[Binomial(n−1, p) ≥ t], and a bound on what miscorrection adds.
-
-        More than t errors are left as read, unless the pattern lies within t of a wrong codeword: a share of about
-        Q = Σ_{i≤t} C(n, i) / 2^(n−k) of them (the density of decoding spheres), each with at most t more wrong bits.
-        """
-        p = _rate(p)
-        spheres = math.fsum(math.comb(self.n, i) / 2 ** (self.n - self.k) for i in range(self.t + 1))
-        left = p * float(binom.sf(self.t - 1, self.n - 1, p))
-        return left + min(1.0, spheres) * self.t / self.n * float(binom.sf(self.t, self.n, p))
+        """Bit error rate after decoding, with a bound on what miscorrection adds."""
+        return bch_residual(self.n, self.k, self.t, _rate(p))
 
 
 @dataclass(frozen=True)
@@ -284,23 +266,12 @@ class ParityNulling(Protection):
         return self.k, 1
 
     def residual(self, p: float) -> float:
-        """Rate of wrong bits in words that pass: p · P[odd number among the k others] = p (1 − (1−2p)^k)/2, exact."""
-        p = _rate(p)
-        return p * (1.0 - (1.0 - 2.0 * p) ** self.k) / 2.0
+        """Rate of wrong bits in words that pass, exact."""
+        return parity_residual(self.k, _rate(p))
 
     def nulled(self, p: float) -> float:
-        """Share of words that are read as zero: P[odd number of flips in k + 1 bits], exact."""
-        return (1.0 - (1.0 - 2.0 * _rate(p)) ** (self.k + 1)) / 2.0
-
-
-@lru_cache(maxsize=1)
-def _ldpc_table() -> dict[tuple[int, int], FloatArray]:
-    """Simulated points of each family: columns p and the upper 95 % limit of the residual, ascending p."""
-    text = (files("qtaml_onnx.storage") / "ldpc_residuals.csv").read_text(encoding="utf-8")
-    points: dict[tuple[int, int], list[tuple[float, float]]] = {}
-    for row in csv.DictReader(text.splitlines()):
-        points.setdefault((int(row["j"]), int(row["k"])), []).append((float(row["p"]), float(row["ci_high"])))
-    return {family: np.array(sorted(rows)) for family, rows in points.items()}
+        """Share of words that are read as zero, exact."""
+        return parity_nulled(self.k, _rate(p))
 
 
 @dataclass(frozen=True)
@@ -317,8 +288,8 @@ class Ldpc(Protection):
 
     def __post_init__(self) -> None:
         """Check that the family was simulated."""
-        if (self.j, self.k) not in _ldpc_table():
-            known = ", ".join(f"ldpc-{j}-{k}" for j, k in sorted(_ldpc_table()))
+        if (self.j, self.k) not in ldpc_families():
+            known = ", ".join(f"ldpc-{j}-{k}" for j, k in ldpc_families())
             raise InputError(f"ldpc-{self.j}-{self.k} has no simulated residuals: choose from {known}")
 
     @property
@@ -333,15 +304,8 @@ class Ldpc(Protection):
         return 10_000 - parity, parity
 
     def residual(self, p: float) -> float:
-        """Upper 95 % limit of the bit error rate after sum-product decoding, at the next simulated rate at or above p.
-
-        A step function, as interpolation would flatter a waterfall; above the highest simulated rate, the raw rate.
-        """
-        p = _rate(p)
-        rates, limits = _ldpc_table()[self.j, self.k].T
-        if p > rates[-1]:
-            return p
-        return min(p, float(limits[np.searchsorted(rates, p) :].min()))
+        """Upper 95 % limit of the bit error rate after sum-product decoding, as simulated; never above ``p``."""
+        return ldpc_residual(self.j, self.k, _rate(p))
 
 
 AUTO_CANDIDATES: tuple[str, ...] = (

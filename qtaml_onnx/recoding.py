@@ -38,7 +38,7 @@ def analysis_model(source: SourceModel, inventory: Inventory) -> tuple[ir.Model,
         return source.model, {weight.name: weight.name for weight in inventory.weights}
     model, dequantize = source.model.clone(), DequantizeWeights()
     dequantize(model)
-    return model, {weight.name: dequantize.names[weight.name] for weight in inventory.weights}
+    return model, {weight.name: dequantize.weights[weight.name].name for weight in inventory.weights}
 
 
 def design_choice(size: int, design: Design, weight: float) -> Choice:

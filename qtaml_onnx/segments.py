@@ -7,8 +7,10 @@ cut before its weight.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx
@@ -41,27 +43,30 @@ class Cuts:
     starts: tuple[int, ...]
     members: tuple[tuple[str, ...], ...]
 
-    def suffix(self, number: int, crossing: Mapping[str, NDArray[np.generic]]) -> ort.InferenceSession | None:
+    def suffix(
+        self, number: int, crossing: Mapping[str, NDArray[np.generic]], *, fed: Set[str] | None = None
+    ) -> ort.InferenceSession | None:
         """Everything behind a cut: its outputs are the model's outputs that are computed there; None if none is.
 
         Args:
             number: Of the cut.
             crossing: Values that cross it, for their types.
+            fed: Which of the names asked for can be fed, None for all. The others are constants, whose layout
+                onnxruntime chooses for speed.
         """
         graph = self.model.graph
         nodes = graph.node[self.starts[number] :]
         made = {name for node in nodes for name in node.output}
         outputs = [output for output in graph.output if output.name in made or not number]
-        return self._session(nodes, crossing, outputs) if outputs else None
+        return self._session(nodes, crossing, outputs, fed=fed) if outputs else None
 
-    def whole(self) -> ort.InferenceSession:
+    def whole(self, optimization_level: str = "all") -> ort.InferenceSession:
         """The model with the values that cross its cuts as outputs, behind its own."""
-        crossing = set().union(*(self.crossing(number) for number in range(1, len(self.starts))))
+        crossing: set[str] = set().union(*self._crossings)
         own = self.model.graph.output
         more = sorted(crossing - {output.name for output in own})
         outputs = [*own, *(onnx.ValueInfoProto(name=name) for name in more)]
-        # Beyond "extended" onnxruntime 1.31 fuses over values that are wanted as outputs, and fails.
-        return self._session(self.model.graph.node, {}, outputs, "extended")
+        return self._session(self.model.graph.node, {}, outputs, optimization_level, fed=frozenset())
 
     def step(self, number: int, crossing: Mapping[str, NDArray[np.generic]]) -> ort.InferenceSession | None:
         """What lies between a cut and the next one: its outputs cross the next one; None if nothing new does."""
@@ -70,11 +75,21 @@ class Cuts:
         wanted = sorted(made & self.crossing(number + 1))
         return self._session(nodes, crossing, [onnx.ValueInfoProto(name=name) for name in wanted]) if wanted else None
 
-    def crossing(self, number: int) -> set[str]:
+    def crossing(self, number: int) -> Set[str]:
         """Names of the values computed before a cut and read behind it."""
+        return self._crossings[number]
+
+    @cached_property
+    def _crossings(self) -> list[set[str]]:
+        """Those of all cuts."""
         nodes = self.model.graph.node
-        before = {name for node in nodes[: self.starts[number]] for name in node.output if name}
-        return before & {name for node in nodes[self.starts[number] :] for name in names_read_by(node)}
+        made = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+        last = {name: index for index, node in enumerate(nodes) for name in names_read_by(node) if name in made}
+        found: list[set[str]] = [set() for _ in self.starts]
+        for name, index in last.items():
+            for number in range(bisect_right(self.starts, made[name]), bisect_right(self.starts, index)):
+                found[number].add(name)
+        return found
 
     def _session(
         self,
@@ -82,8 +97,10 @@ class Cuts:
         crossing: Mapping[str, NDArray[np.generic]],
         outputs: Sequence[onnx.ValueInfoProto],
         optimization_level: str = "all",
+        fed: Set[str] | None = None,
     ) -> ort.InferenceSession:
         whole, part = self.model.graph, onnx.ModelProto()
+        constant = frozenset() if fed is None else frozenset().union(*self.members) - fed
         part.ir_version = self.model.ir_version
         part.opset_import.extend(self.model.opset_import)
         part.functions.extend(self.model.functions)
@@ -92,7 +109,7 @@ class Cuts:
         graph.name = whole.name
         graph.node.extend(nodes)
         graph.initializer.extend(tensor for tensor in whole.initializer if tensor.name in read)
-        graph.input.extend(value for value in whole.input if value.name in read)
+        graph.input.extend(value for value in whole.input if value.name in read and value.name not in constant)
         graph.input.extend(
             onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), None)
             for name, array in crossing.items()

@@ -78,8 +78,11 @@ def stored_model(
         pattern: How the faults fall, unless independently on all planes that are not protected.
 
     Raises:
-        InputError: if the model is instrumented already, or is hardened and its plan is missing or of another model.
+        InputError: if the model is instrumented already, or is hardened and its plan is missing or of another model, or
+            patterns are given; if no word has that many bits.
     """
+    if not 2 <= bits <= LONGEST_WORD:
+        raise InputError(f"--bits {bits} is out of range; plain words have 2 to {LONGEST_WORD} bits")
     source = load_model(path)
     if source.instrumented:
         source.check_plain()
@@ -102,6 +105,8 @@ def stored_model(
             faulty = fixed.clone()
             InjectFaults(plan, pattern=pattern)(faulty)
         return StoredModel(source, plan, fixed, faulty, hardened=False)
+    if include or exclude:
+        raise InputError(f"{path} is hardened, and its plan says which weights are; leave out --include and --exclude")
     plan = read_plan(plan_path(path))
     if plan.sha256 != wanted:
         raise InputError(f"{plan_path(path)} is not the plan of {path}; harden the model again")

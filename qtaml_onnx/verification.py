@@ -95,6 +95,8 @@ def verify_files(
     model, source = load_model(hardened), load_model(original)
     if PLAN_KEY not in model.model.metadata_props:
         raise InputError(f"{hardened} is not a hardened model (no {PLAN_KEY}); make one with `qtaml-onnx harden`")
+    if model.instrumented:
+        raise InputError(f"{hardened} is instrumented; give the hardened model")
     plan = read_plan(plan_path(hardened))
     checks = [
         _provenance(model, source, plan),

@@ -25,12 +25,16 @@ SANITIZERS = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recove
 
 @dataclass(frozen=True)
 class Reading:
-    """What the C code reads out of an image, in the order of its tensors; None for codes and biases that are none."""
+    """What the C code reads out of an image, in the order of its tensors; None for codes and biases that are none.
 
-    words: list[NDArray[np.uint16]]
+    Words are one array a tensor, or two; `wholes` are the weights of tensors that are stored in parts, by name.
+    """
+
+    words: list[tuple[NDArray[np.uint16], ...]]
     weights: list[NDArray[np.float32]]
     codes: list[NDArray[np.int32] | None]
     biases: list[NDArray[np.float32] | NDArray[np.int32] | None]
+    wholes: dict[str, NDArray[np.float32]]
     small: dict[str, NDArray[Any]]
     corrected_bits: int
     failed_blocks: int
@@ -88,12 +92,14 @@ def parse(data: bytes, manifest: Manifest) -> Reading:
         at += array.nbytes
         return array
 
-    words, weights, codes, biases = [], [], [], []
+    words, weights, codes, biases, wholes = [], [], [], [], {}
     for tensor in manifest.tensors:
         plan = tensor.storage
-        words.append(take(np.uint16, plan.size).reshape(plan.shape))
+        words.append(tuple(take(np.uint16, plan.size).reshape(plan.shape) for _stored in plan.stored_words))
         weights.append(take(np.float32, plan.size).reshape(plan.shape))
         codes.append(take(np.int32, plan.size).reshape(plan.shape) if plan.quantized else None)
+        if plan.part is not None and plan.part.number == 0:
+            wholes[plan.name] = take(np.float32, int(np.prod(plan.whole_shape))).reshape(plan.whole_shape)
         integer = plan.bias is not None and plan.bias.quantized is not None and plan.bias.quantized.rounded
         biases.append(take(np.int32 if integer else np.float32, len(plan.bias.target)) if plan.bias else None)
     small = {
@@ -103,7 +109,7 @@ def parse(data: bytes, manifest: Manifest) -> Reading:
     }
     corrected, failed = map(int, take(np.uint64, 2))
     assert at == len(data)
-    return Reading(words, weights, codes, biases, small, corrected, failed)
+    return Reading(words, weights, codes, biases, wholes, small, corrected, failed)
 
 
 def exported(stored: Stored, folder: Path, row_bits: int = 0) -> tuple[Path, Path]:

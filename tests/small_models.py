@@ -516,6 +516,13 @@ def words_of(array: Array, scale: Array, zero: int, dtype: Any) -> Array:
     return np.clip(np.rint(array / scale) + zero, limits.min, limits.max).astype(dtype)
 
 
+def _int8() -> tuple[Array, Array, Array]:
+    """Weights, one scale for all, and their 8-bit words."""
+    real = normal(6, 4, seed=1)
+    scale = np.asarray(np.abs(real).max() / 127, np.float32)
+    return real, scale, words_of(real, scale, 0, np.int8)
+
+
 def _dequantized(
     dtype: Any, zero: int | None, axis: int | None = None, *, node: bool = False, scale_type: Any = np.float32
 ) -> Case:
@@ -564,9 +571,7 @@ def _dequantized_transposed() -> Case:
 
 def _quantised_by_graph() -> Case:
     """A float weight behind QuantizeLinear and DequantizeLinear, as quantisation-aware training exports it."""
-    real = normal(6, 4, seed=1)
-    scale = np.asarray(np.abs(real).max() / 127, np.float32)
-    words = words_of(real, scale, 0, np.int8)
+    real, scale, words = _int8()
 
     def build(w: Weights) -> onnx.ModelProto:
         if w["Q"].dtype != np.int8:
@@ -586,9 +591,7 @@ def _quantised_by_graph() -> Case:
 
 def _words_output() -> Case:
     """The quantised words are an output of the model as well."""
-    real = normal(6, 4, seed=1)
-    scale = np.asarray(np.abs(real).max() / 127, np.float32)
-    words = words_of(real, scale, 0, np.int8)
+    _real, scale, words = _int8()
 
     def build(w: Weights) -> onnx.ModelProto:
         outputs = [OUT, info("W", TensorProto.INT8, 6, 4)]

@@ -12,13 +12,13 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from digits_example import EVAL, MODEL
 
 import qtaml_onnx
 from qtaml_onnx.runtime import create_session, library_path, session_options
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "cpp" / "run_faulty.cpp"
-DIGITS = ROOT / "examples" / "digits"
 pytestmark = pytest.mark.skipif(not EXAMPLE.is_file(), reason="the examples are not beside these tests")
 
 
@@ -48,9 +48,9 @@ def test_cpp_program_gets_pythons_bits(headers: bool, tmp_path: Path) -> None:
         pytest.skip("ONNXRUNTIME_INCLUDE_DIR is not set")
     runtime = runtime_library()
     build(tmp_path / "run_faulty", *(["-DUSE_ONNXRUNTIME_HEADERS", f"-I{include}"] if headers else []))
-    faulty = qtaml_onnx.inject(DIGITS / "digits_cnn.onnx", 0.0)
+    faulty = qtaml_onnx.inject(MODEL, 0.0)
     ir.save(faulty, tmp_path / "faulty.onnx")
-    with np.load(DIGITS / "digits_eval.npz") as data:
+    with np.load(EVAL) as data:
         images = np.ascontiguousarray(data["image"][:3], np.float32)
     images.tofile(tmp_path / "input.bin")
     shape = "x".join(map(str, images.shape))

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import pytest
+from digits_example import DIGITS, MODEL
 from onnx import numpy_helper
+from scripts import load_script
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "digits"
 
 
 def arrays(name: str) -> dict[str, npt.NDArray[np.generic]]:
-    with np.load(EXAMPLE / name, allow_pickle=False) as archive:
+    with np.load(DIGITS / name, allow_pickle=False) as archive:
         return dict(archive)
-
-
-def load_split() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("digits_split", EXAMPLE / "split.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def model() -> onnx.ModelProto:
-    return onnx.load(EXAMPLE / "digits_cnn.onnx")
+    return onnx.load(MODEL)
 
 
 @pytest.fixture(scope="module")
 def session() -> ort.InferenceSession:
-    return ort.InferenceSession(EXAMPLE / "digits_cnn.onnx", providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(MODEL, providers=["CPUExecutionProvider"])
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +49,7 @@ def test_model_is_valid_and_its_size_is_the_readme_s(model: onnx.ModelProto) -> 
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 17)]
     parameters = sum(numpy_helper.to_array(tensor).size for tensor in model.graph.initializer)
     assert 20_000 <= parameters <= 60_000
-    assert f"{parameters:,} parameters" in (EXAMPLE / "README.md").read_text(encoding="utf-8")
+    assert f"{parameters:,} parameters" in (DIGITS / "README.md").read_text(encoding="utf-8")
 
 
 def test_graph_is_an_inference_graph_with_clean_names(model: onnx.ModelProto) -> None:
@@ -97,7 +84,7 @@ def test_held_out_accuracy(session: ort.InferenceSession) -> None:
     predicted = session.run(["logits"], {"image": data["image"]})[0].argmax(axis=1)
     accuracy = float(np.mean(predicted == data["labels"]))
     assert accuracy >= 0.97
-    assert f"{100 * accuracy:.1f} % of the {len(predicted)} held-out" in (EXAMPLE / "README.md").read_text("utf-8")
+    assert f"{100 * accuracy:.1f} % of the {len(predicted)} held-out" in (DIGITS / "README.md").read_text("utf-8")
 
 
 def test_arrays_are_what_the_command_line_reads() -> None:
@@ -122,7 +109,7 @@ def test_held_out_images_are_genuine_and_served_nothing_else(
     calibration = rows_of(arrays("digits_calibration.npz")["image"], everything)
     np.testing.assert_array_equal(evaluation["labels"], labels[held_out])
 
-    split = load_split().split_digits(labels)
+    split = load_script(DIGITS / "split.py").split_digits(labels)
     assert held_out == split.evaluation.tolist()
     assert calibration == split.calibration.tolist()
     train = set(split.train.tolist())
@@ -136,7 +123,7 @@ def test_held_out_images_are_genuine_and_served_nothing_else(
 
 def test_split_is_stratified() -> None:
     labels = np.array([3, 7] * 9, dtype=np.int64)
-    split = load_split().split_digits(labels)
+    split = load_script(DIGITS / "split.py").split_digits(labels)
     # a class's rows 2, 5, 8 are held out; of the six that remain the last calibrates
     assert split.evaluation.tolist() == [4, 5, 10, 11, 16, 17]
     assert split.train.tolist() == [0, 1, 2, 3, 6, 7, 8, 9, 12, 13, 14, 15]

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from digits_example import CALIBRATION, EVAL, MODEL
 from network_models import network, planner_for, quantised, samples
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -33,8 +34,6 @@ from qtaml_onnx.sensitivity import Sensitivity
 from qtaml_onnx.verification import comparison_options, verify_files
 
 Array = NDArray[Any]
-DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits"
-MODEL, EVAL, CALIBRATION = DIGITS / "digits_cnn.onnx", DIGITS / "digits_eval.npz", DIGITS / "digits_calibration.npz"
 
 
 def digits(path: Path, count: int | None = None) -> Dataset:

@@ -19,7 +19,8 @@ from stored_models import run
 
 from qtaml_onnx import modelio
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.modelio import OutputSet, check_output_path, file_sha256, load_model, save_model
+from qtaml_onnx.modelio import OutputSet, file_sha256, load_model, save_model
+from qtaml_onnx.outputs import check_outputs
 from qtaml_onnx.wire import cut_raw_data
 
 
@@ -204,16 +205,20 @@ def test_output_paths_are_checked_before_work(tmp_path: Path) -> None:
         (tmp_path / "none" / "o.onnx", "does not exist"),
         (source / "o.onnx", "does not exist"),
         (tmp_path, "is a folder"),
-        (source, "is the input model"),
-        (tmp_path / "alias.onnx", "is the input model"),
-        (tmp_path / "." / "m.onnx", "is the input model"),
+        (source, "is one of the input files"),
+        (tmp_path / "alias.onnx", "is one of the input files"),
+        (tmp_path / "." / "m.onnx", "is one of the input files"),
     ):
         with pytest.raises(InputError, match=part):
-            check_output_path(path, source)
-    with pytest.raises(InputError, match="not writable"):
-        check_output_path(Path("/proc/o.onnx"))
+            check_outputs({"-o": path}, [source])
+    with pytest.raises(InputError, match=r"not writable .* with --plot$"):
+        check_outputs({"--plot": Path("/proc/o.onnx")})
     before = listing(tmp_path)
-    check_output_path(tmp_path / "new.onnx", source)
+    new = tmp_path / "new.onnx"
+    check_outputs({"-o": new, "--plot": None}, [source, None, tmp_path / "none"])
+    with pytest.raises(InputError, match="--plot and -o name the same file"):
+        check_outputs({"-o": new, "--plot": Path(os.path.relpath(new))})
+    check_outputs({"-o": new, "--plot": tmp_path / "other"})
     assert listing(tmp_path) == before
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from digits_example import CALIBRATION, EVAL, MODEL
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from small_models import CASES
@@ -25,7 +25,6 @@ BOUND = 1e-5
 HALF_BOUND = 1e-2
 """The same of 16-bit outputs: a few units of their last place."""
 
-DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits"
 NAMES = (
     "conv-float32",
     "conv-float16",
@@ -69,12 +68,11 @@ def assert_close(got: list[Array], wanted: list[Array]) -> None:
 @pytest.fixture(scope="module")
 def digits() -> tuple[onnx.ModelProto, dict[str, Array]]:
     """The example network with self-correcting biases, and images."""
-    path = DIGITS / "digits_cnn.onnx"
-    if not path.is_file():
+    if not MODEL.is_file():
         pytest.skip("the example network is not beside these tests")
-    result = qtaml_onnx.harden(path, 0.05, method="posterior-mean", calibration=DIGITS / "digits_calibration.npz")
+    result = qtaml_onnx.harden(MODEL, 0.05, method="posterior-mean", calibration=CALIBRATION)
     assert all(tensor.bias is not None for tensor in result.plan.tensors)
-    with np.load(DIGITS / "digits_eval.npz") as data:
+    with np.load(EVAL) as data:
         return ir.to_proto(result.model), {"image": data["image"][:32].astype(np.float32)}
 
 
@@ -146,6 +144,6 @@ def test_openvino_agrees_on_the_example_and_folds_its_read_out(
     model, feeds = digits
     compiled = openvino.compile(model)
     assert_close(openvino.run(compiled, feeds), run(model, feeds))
-    original = openvino.compile(onnx.load(DIGITS / "digits_cnn.onnx"))
+    original = openvino.compile(onnx.load(MODEL))
     assert OpenVino.operators(compiled) == OpenVino.operators(original)
     assert "Convolution" in OpenVino.operators(compiled)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -11,8 +9,8 @@ from typing import Any
 
 import onnx_ir as ir
 import pytest
+from scripts import ROOT, load_script
 
-ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 pytestmark = [
@@ -28,17 +26,7 @@ INTEGER_OPERATORS = {"vgg": 8, "resnet20": 22, "vit": 20}
 @cache
 def benchmark() -> ModuleType:
     """The script that measures quantised models."""
-    folder = ROOT / "benchmarks"
-    sys.path.insert(0, str(folder))
-    try:
-        specification = importlib.util.spec_from_file_location("benchmark_quantized", folder / "quantized.py")
-        assert specification is not None
-        assert specification.loader is not None
-        found = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(found)
-        return found
-    finally:
-        sys.path.remove(str(folder))
+    return load_script(ROOT / "benchmarks" / "quantized.py")
 
 
 @cache

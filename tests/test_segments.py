@@ -100,8 +100,8 @@ def test_a_chain_costs_little_more_than_half(monkeypatch: pytest.MonkeyPatch) ->
     ran = 0
     original = segments.Cuts._session
 
-    def counted(self: segments.Cuts, nodes: list[onnx.NodeProto], *rest: object) -> object:
-        session = original(self, nodes, *rest)  # type: ignore[arg-type]
+    def counted(self: segments.Cuts, nodes: list[onnx.NodeProto], *rest: object, **more: object) -> object:
+        session = original(self, nodes, *rest, **more)  # type: ignore[arg-type]
         inner = session.run
 
         def run_and_count(*args: object) -> object:
@@ -120,6 +120,27 @@ def test_a_chain_costs_little_more_than_half(monkeypatch: pytest.MonkeyPatch) ->
     passes = ran / len(proto.graph.node)
     assert passes <= 0.6 * probes * length + len(segments.find_cuts(proto, [f"W{i}" for i in range(length)]).starts)
     assert passes >= 0.4 * probes * length
+
+
+def test_only_the_probed_weights_are_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are constants, which onnxruntime arranges for speed; all are inputs where a later cut may fail."""
+    fed: list[set[str]] = []
+    original = segments.Cuts._session
+
+    def noted(self: segments.Cuts, *rest: object, **more: object) -> object:
+        session = original(self, *rest, **more)  # type: ignore[arg-type]
+        fed.append({value.name for value in session.get_overridable_initializers()})
+        return session
+
+    monkeypatch.setattr(segments.Cuts, "_session", noted)
+    data = Dataset({"x": normal(20, 6, seed=93)}, None, False, None, "tests")
+    probe(chain(5), data)
+    assert [len(names) for names in fed] == [0, 1, 1, 1, 1, 1]
+    assert len(set().union(*fed)) == 5
+    fed.clear()
+    monkeypatch.setattr("qtaml_onnx.probing._run_ahead", lambda *_: None)
+    probe(chain(5), data)
+    assert len(fed[0]) == 5
 
 
 def test_cuts_taken_one_by_one_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from scripts import ROOT, load_script
 
 from qtaml_onnx.cli import main
 from qtaml_onnx.errors import InputError
@@ -21,17 +21,7 @@ MEBI = 1 << 20
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def load_benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("size", Path(__file__).parent.parent / "benchmarks" / "size.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["size"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-size = load_benchmark()
+size = load_script(ROOT / "benchmarks" / "size.py")
 
 
 def harden_args(model: Path, out: Path) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from digits_example import DIGITS, MODEL
 
 import qtaml_onnx
 from qtaml_onnx.channel import FlipRates
@@ -15,9 +16,6 @@ from qtaml_onnx.hardening import HardenResult, harden
 from qtaml_onnx.report.build import flip_changes
 from qtaml_onnx.storage import uniform_code, word_sums
 from qtaml_onnx.sweep import rate_steps, scaled, sweep_trials
-
-DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits"
-MODEL = DIGITS / "digits_cnn.onnx"
 
 
 def digits(name: str, samples: int) -> Dataset:

@@ -50,7 +50,7 @@ std::vector<uint64_t> poisson_tail(int mean_log2) {
     if (value > 0) tails.push_back(value);
   }
   std::reverse(tails.begin(), tails.end());
-  tails.resize((tails.size() + 7) / 8 * 8);  // zeros, which no number is below: the kernel reads eight at a time
+  tails.resize((tails.size() + 3) / 4 * 4);  // zeros, which no number is below: the kernel reads four at a time
   return tails;
 }
 

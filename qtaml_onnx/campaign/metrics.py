@@ -176,13 +176,13 @@ def _fitting_labels(
             f"labels have shape {list(labels.shape)}, the model's decisions {list(chosen.shape)}; "
             "give one label a decision, or none"
         )
-    if k == 1:
-        return labels
     scores = _without_trailing_ones(clean)
     if scores.ndim == chosen.ndim:
-        raise InputError(f"--metric {name} needs scores of classes, the model puts out decisions; use top-1")
+        if k > 1:
+            raise InputError(f"--metric {name} needs scores of classes, the model puts out decisions; use top-1")
+        return labels
     classes = scores.shape[-1]
-    if k >= classes:
+    if k >= max(classes, 2):
         raise InputError(f"--metric {name} is always 1 for {classes} classes; ask for fewer, such as top-1")
     if labels.size and not 0 <= labels.min() <= labels.max() < classes:
         wrong = labels.min() if labels.min() < 0 else labels.max()

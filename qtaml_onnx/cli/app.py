@@ -29,6 +29,9 @@ __all__ = ["app", "main"]
 _INTERRUPTED = 130
 """Exit code of whoever is stopped by Ctrl-C, by custom of shells; typer turns the exception into it."""
 
+_PIPE_CLOSED = 141
+"""Exit code, by the same custom, of whoever writes to a pipe that nobody reads any more, as that to `head`."""
+
 app = typer.Typer(
     name="qtaml-onnx",
     help="Make ONNX models survive bit flips of their stored weights: model the physics, inject, harden, prove.",
@@ -62,7 +65,8 @@ def main(args: list[str] | None = None) -> int:
         args: Arguments without the program's name; those of the process if None.
 
     Returns:
-        0 done, 1 a gate was not met, 2 bad input or usage, 130 interrupted.
+        0 done, 1 a gate was not met, 2 bad input or usage, 130 interrupted, 141 the reader of a pipe was gone before
+        the command ended.
     """
     if not logging.getLogger().handlers:
         handler = logging.StreamHandler(sys.stderr)
@@ -72,15 +76,29 @@ def main(args: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal without a character shows another, it ends no run
+    code = _run(args)
+    try:
+        sys.stdout.flush()  # what fails only now would be told by the interpreter, in its own words
+    except BrokenPipeError:  # the command had ended, and its code stands
+        _say_no_more()
+    except OSError as error:
+        _say_no_more()
+        return _fail(f"standard output: {error.strerror or error}; free space or write elsewhere", 2)
+    return code
+
+
+def _run(args: list[str] | None) -> int:
     try:
         code = app(args, standalone_mode=False)
     except typer.Exit as stop:
         code = stop.exit_code
     except (typer.Abort, KeyboardInterrupt):
         code = _INTERRUPTED
-    except BrokenPipeError:  # whoever read the output has seen enough; nothing more can be said on it
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - flushed at exit
-        return 0
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, BrokenPipeError):  # which typer turns into an exit of its own
+            raise
+        _say_no_more()
+        return _PIPE_CLOSED
     except typer.TyperException as error:
         message = " ".join(error.format_message().split())
         return _fail(message or "give a command; see qtaml-onnx --help", 2)
@@ -98,6 +116,11 @@ def main(args: list[str] | None = None) -> int:
     if code == _INTERRUPTED:
         print("qtaml-onnx: interrupted; nothing was written", file=sys.stderr)
     return code if isinstance(code, int) else 0
+
+
+def _say_no_more() -> None:
+    """Nothing can be written to stdout; what is left for it is dropped, also when the interpreter ends."""
+    sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - flushed at exit
 
 
 def _fail(message: str, code: int) -> int:

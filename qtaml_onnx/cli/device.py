@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from qtaml_onnx.cli.groups import with_groups
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.physics import Device, device_names, format_duration, inline_device, load_device, parse_duration, solve
 from qtaml_onnx.physics.inverse import DIRECTIONS, VARIABLES
@@ -41,47 +43,56 @@ Retention = Annotated[str | None, typer.Option(help="Time between write and read
 Cell = Annotated[str | None, typer.Option(help="Cell of the device; by default that of the planes with no other.")]
 
 
-def _device(
-    name: str | None,
-    barrier_ev: float | None,
-    mass: float | None,
-    thickness_nm: float | None,
-    sigma_nm: float | None,
-    voltage: float | None,
-    energy_ev: float | None,
-    attempt_hz: float | None,
-    temperature_k: float | None,
-    retention: str | None,
-    cell: str | None,
-) -> Device:
-    seconds = None if retention is None else parse_duration(retention)
-    own = {"--barrier-ev": barrier_ev, "--mass": mass, "--energy-ev": energy_ev, "--attempt-hz": attempt_hz}
-    if name is not None:
-        if clash := [option for option, value in own.items() if value is not None]:
-            raise InputError(f"{', '.join(clash)} cannot change the device {name}: leave out one or the other")
-        return load_device(name).at(
+@dataclass(frozen=True)
+class DeviceOptions:
+    """A device, or one dielectric, and under what conditions: the fields are arguments and options."""
+
+    name: Name = None
+    barrier_ev: Barrier = None
+    mass: Mass = None
+    thickness_nm: Thickness = None
+    sigma_nm: Sigma = None
+    voltage: Voltage = None
+    energy_ev: Energy = None
+    attempt_hz: Attempts = None
+    temperature_k: Temperature = None
+    retention: Retention = None
+    cell: Cell = None
+
+    def device(self) -> Device:
+        """The device under these conditions.
+
+        Raises:
+            InputError: if the options do not go together, or one is out of range.
+        """
+        seconds = None if self.retention is None else parse_duration(self.retention)
+        if self.name is not None:
+            own = {"--barrier-ev": self.barrier_ev, "--mass": self.mass}
+            own |= {"--energy-ev": self.energy_ev, "--attempt-hz": self.attempt_hz}
+            if clash := [option for option, value in own.items() if value is not None]:
+                raise InputError(f"{', '.join(clash)} cannot change the device {self.name}: leave out one or the other")
+            return load_device(self.name).at(
+                retention_s=seconds,
+                temperature_k=self.temperature_k,
+                supply_v=self.voltage,
+                cell=self.cell,
+                thickness_nm=self.thickness_nm,
+                sigma_thickness_nm=self.sigma_nm,
+            )
+        if self.barrier_ev is None or self.mass is None or self.thickness_nm is None:
+            known = ", ".join(device_names())
+            raise InputError(f"give a device ({known}, or a TOML file), or --barrier-ev, --mass and --thickness-nm")
+        return inline_device(
+            barrier_ev=self.barrier_ev,
+            mass=self.mass,
+            thickness_nm=self.thickness_nm,
+            voltage_v=self.voltage,
+            energy_ev=self.energy_ev,
+            temperature_k=self.temperature_k,
             retention_s=seconds,
-            temperature_k=temperature_k,
-            supply_v=voltage,
-            cell=cell,
-            thickness_nm=thickness_nm,
-            sigma_thickness_nm=sigma_nm,
+            sigma_thickness_nm=self.sigma_nm,
+            attempt_hz=self.attempt_hz,
         )
-    if barrier_ev is None or mass is None or thickness_nm is None:
-        raise InputError(
-            f"give a device ({', '.join(device_names())}, or a TOML file), or --barrier-ev, --mass and --thickness-nm"
-        )
-    return inline_device(
-        barrier_ev=barrier_ev,
-        mass=mass,
-        thickness_nm=thickness_nm,
-        voltage_v=voltage,
-        energy_ev=energy_ev,
-        temperature_k=temperature_k,
-        retention_s=seconds,
-        sigma_thickness_nm=sigma_nm,
-        attempt_hz=attempt_hz,
-    )
 
 
 def _print_json(value: Any) -> None:
@@ -142,18 +153,9 @@ def _show_parameter(key: str, parameter: Any, indent: str = "  ") -> None:
 
 
 @device_app.command()
+@with_groups
 def rates(
-    name: Name = None,
-    barrier_ev: Barrier = None,
-    mass: Mass = None,
-    thickness_nm: Thickness = None,
-    sigma_nm: Sigma = None,
-    voltage: Voltage = None,
-    energy_ev: Energy = None,
-    attempt_hz: Attempts = None,
-    temperature_k: Temperature = None,
-    retention: Retention = None,
-    cell: Cell = None,
+    chosen: DeviceOptions,
     bits: Annotated[int, typer.Option(help="Bits of a word.")] = 8,
     as_json: Json = False,
 ) -> None:
@@ -161,25 +163,13 @@ def rates(
 
     The transmission is that of one attempt by an electron at the band edge, out of a stored 1.
     """
-    device = _device(
-        name,
-        barrier_ev,
-        mass,
-        thickness_nm,
-        sigma_nm,
-        voltage,
-        energy_ev,
-        attempt_hz,
-        temperature_k,
-        retention,
-        cell,
-    )
+    device = chosen.device()
     described = device.describe(bits)
-    chosen = cell if cell in described["cells"] else described["planes"][0]["cell"]
-    derived = described["cells"][chosen]["derived"]
+    cell = chosen.cell if chosen.cell in described["cells"] else described["planes"][0]["cell"]
+    derived = described["cells"][cell]["derived"]
     if as_json:
         stored_1 = derived["states"]["1"]
-        summary = {"name": described["name"], "cell": chosen}
+        summary = {"name": described["name"], "cell": cell}
         summary |= {key: stored_1[key] for key in ("transmission", "transmission_thermal", "escape_rate_per_s")}
         summary |= {"p01": derived["p01"], "p10": derived["p10"], "bits": bits}
         _print_json(summary | described)
@@ -198,23 +188,15 @@ def rates(
 
 
 @device_app.command("solve")
+@with_groups
 def solve_command(
     variable: Annotated[str, typer.Argument(metavar="VARIABLE", help="thickness, voltage, retention or temperature.")],
-    name: Name = None,
+    *,
     rate: Annotated[float | None, typer.Option(help="Wanted flip rate.")] = None,
     direction: Annotated[str, typer.Option(help="Which rate: 01, 10, or the worst of both.")] = "worst",
     low: Annotated[str | None, typer.Option(help="Lower end of the range (nm, V, K, or a time).")] = None,
     high: Annotated[str | None, typer.Option(help="Upper end of the range.")] = None,
-    barrier_ev: Barrier = None,
-    mass: Mass = None,
-    thickness_nm: Thickness = None,
-    sigma_nm: Sigma = None,
-    voltage: Voltage = None,
-    energy_ev: Energy = None,
-    attempt_hz: Attempts = None,
-    temperature_k: Temperature = None,
-    retention: Retention = None,
-    cell: Cell = None,
+    chosen: DeviceOptions,
     as_json: Json = False,
 ) -> None:
     """The thickness, voltage, retention time or temperature at which a cell has a wanted flip rate.
@@ -227,32 +209,20 @@ def solve_command(
         raise InputError(f"no direction {direction!r}: give one of {', '.join(DIRECTIONS)}")
     if rate is None:
         raise InputError("give the wanted flip rate with --rate")
-    device = _device(
-        name,
-        barrier_ev,
-        mass,
-        thickness_nm,
-        sigma_nm,
-        voltage,
-        energy_ev,
-        attempt_hz,
-        temperature_k,
-        retention,
-        cell,
-    )
+    device = chosen.device()
 
     found = solve(
         device,
         variable,
         rate,
-        cell=cell,
+        cell=chosen.cell,
         direction=direction,
         low=_bound(variable, low),
         high=_bound(variable, high),
     )
     if as_json:
         _print_json(
-            {"device": device.name, "cell": cell or device.planes.default, "direction": direction} | vars(found)
+            {"device": device.name, "cell": chosen.cell or device.planes.default, "direction": direction} | vars(found)
         )
         return
     value = format_duration(found.value) if variable == "retention" else f"{found.value:.6g} {found.unit}"
@@ -273,7 +243,7 @@ def _bound(variable: str, text: str | None) -> float | None:
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"the end of the range {text!r} is not a number") from None
+        raise InputError(f"the end of the range {text!r} is not a number; give --low and --high in nm, V or K") from None
 
 
 @device_app.command()

@@ -22,13 +22,14 @@ from qtaml_onnx.cli.show import (
 )
 from qtaml_onnx.data import Dataset, input_specs, load_dataset, synthetic_dataset
 from qtaml_onnx.errors import GateError, InputError
-from qtaml_onnx.modelio import OutputSet, check_output_path, load_model
+from qtaml_onnx.modelio import load_model
+from qtaml_onnx.outputs import OutputSet, check_outputs
 from qtaml_onnx.plan import FaultModel
 from qtaml_onnx.report.build import environment
 from qtaml_onnx.report.evaluation import differences, evaluation_section
 from qtaml_onnx.report.junit import campaign_cases, evaluation_gate, junit_xml
 from qtaml_onnx.report.schema import Evaluation
-from qtaml_onnx.stored import StoredModel, stored_model
+from qtaml_onnx.stored import StoredModel, plan_path, stored_model
 from qtaml_onnx.textio import printable
 
 __all__ = ["evaluate"]
@@ -132,15 +133,13 @@ def evaluate(
         raise InputError(
             f"--fail-under {fail_under:g} is not a share of the clean metric; give one above 0 and up to 1"
         )
-    for path in (output, plot, store, junit):
-        if path is not None:
-            for source in models:
-                check_output_path(path, source)
+    check_outputs(
+        {"-o": output, "--plot": plot, "--store": store, "--junit": junit},
+        [*models, *map(plan_path, models), original, evaluation, plane_rates, Path(device) if device else None],
+    )
     if resume and store is None:
         raise InputError("--resume needs --store FILE.db, the store to go on with")
-    if store is not None and any(path is not None and path.absolute() == store.absolute() for path in (output, plot)):
-        raise InputError("--store names the same file as -o or --plot; give two")
-    kind = _picture_kind(plot, output)
+    kind = _picture_kind(plot)
     conditions = sweep_conditions(flip_rate, p01, p10, plane_rates, device, retention)
     stored = [
         stored_model(path, _NO_FAULTS, bits=bits, per_tensor_scales=per_tensor_scales, include_small=include_small)
@@ -222,12 +221,10 @@ def evaluate(
         raise GateError(failures[0] + (f" (and {len(failures) - 1} more)" if failures[1:] else ""))
 
 
-def _picture_kind(plot: Path | None, output: Path | None) -> str:
+def _picture_kind(plot: Path | None) -> str:
     """`svg` or `png`; an InputError before any work if the name says neither. Without a plot, nothing."""
     if plot is None:
         return ""
-    if output is not None and plot.absolute() == output.absolute():
-        raise InputError("--plot and -o name the same file; give two")
     from qtaml_onnx.physics.plots import picture_kind  # loads matplotlib, which only pictures need
 
     return picture_kind(plot)

@@ -42,7 +42,8 @@ def export_image(
         print(o.to_json(_summary(output, manifest)))
     elif not quiet:
         bits = sum(tensor.storage.size * tensor.storage.bits for tensor in manifest.tensors)
-        print(f"memory image {output}: {len(manifest.tensors)} tensors, {bits} weight bits")
+        parts = f" in {len(manifest.tensors)} parts" if len(manifest.tensors) > manifest.tensor_count else ""
+        print(f"memory image {output}: {manifest.tensor_count} tensors{parts}, {bits} weight bits")
         for file in manifest.files:
             print(f"{file.name:14} {file.size:>10} bytes  crc32 {file.crc32:08x}")
         if manifest.file("protected.bin"):
@@ -52,7 +53,7 @@ def export_image(
 def _summary(output: Path, manifest: Manifest) -> dict[str, object]:
     return {
         "output": str(output),
-        "tensors": len(manifest.tensors),
+        "tensors": manifest.tensor_count,
         "protection": manifest.protection.name,
         "row_bits": manifest.row_bits,
         "files": [file.model_dump() for file in manifest.files],

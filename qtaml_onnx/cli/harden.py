@@ -12,19 +12,20 @@ from typing import Annotated
 import typer
 
 from qtaml_onnx.cli import options as o
+from qtaml_onnx.cli.groups import FaultOptions, with_groups
 from qtaml_onnx.cli.show import TerminalProgress, print_warnings, summary
 from qtaml_onnx.data import input_specs, load_dataset
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.fault_model import fault_model, retention_steps
+from qtaml_onnx.fault_model import retention_steps
 from qtaml_onnx.hardening import HardenResult, harden_source
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import least_hardened_bytes, load_model, save_model
 from qtaml_onnx.options import DEFAULT_METHOD, HardenOptions
-from qtaml_onnx.outputs import OutputSet, check_free_space, check_output_path
-from qtaml_onnx.physics import parse_duration
+from qtaml_onnx.outputs import OutputSet, check_free_space, check_outputs
 from qtaml_onnx.report import Report, render_html
 from qtaml_onnx.report.junit import harden_cases, junit_xml
 from qtaml_onnx.report.schema import Output
+from qtaml_onnx.sweep import SweepStep
 from qtaml_onnx.textio import printable
 from qtaml_onnx.uniform_codes import CODE_CHOICES
 
@@ -35,16 +36,11 @@ _log = logging.getLogger(__name__)
 _METHODS = "; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
 
 
+@with_groups
 def harden(
     model: o.ModelPath,
     output: o.OutputPath,
-    flip_rate: o.FlipRate = None,
-    p01: o.P01 = None,
-    p10: o.P10 = None,
-    plane_rates: o.PlaneRates = None,
-    device: o.Device = None,
-    retention: o.Retention = None,
-    margin: o.Margin = 1.0,
+    faults: FaultOptions,
     method: Annotated[str, typer.Option("--method", help=f"{_METHODS}.")] = DEFAULT_METHOD,
     bits: o.Bits = 8,
     bits_per_weight: Annotated[
@@ -162,15 +158,15 @@ def harden(
         raise InputError(f"output {output} does not end in .onnx; name the hardened model OUT.onnx")
     if emit_faulty is not None and emit_faulty.suffix != ".onnx":
         raise InputError(f"--emit-faulty {emit_faulty} does not end in .onnx; name the instrumented model FAULTY.onnx")
-    for path in (output, *([emit_faulty] if emit_faulty else [])):
-        if not dry_run:
-            check_output_path(path, model)
-    if junit is not None:
-        check_output_path(junit, model)
-        if evaluation is None:
-            raise InputError("--junit needs data to measure on; add --eval FILE.npz")
-    if emit_faulty is not None and emit_faulty.absolute() == output.absolute():
-        raise InputError("--emit-faulty and -o name the same file; give two")
+    if junit is not None and evaluation is None:
+        raise InputError("--junit needs data to measure on; add --eval FILE.npz")
+    if not dry_run:
+        written = {"-o": output, "the plan of -o": output.with_suffix(".plan.json")}
+        written |= {f"the report of -o ({kind})": output.with_suffix(f".report.{kind}") for kind in ("json", "html")}
+        check_outputs(
+            written | {"--emit-faulty": emit_faulty, "--junit": junit},
+            [model, evaluation, calibration, *faults.files],
+        )
     chosen = HardenOptions(
         method=method,
         bits=bits,
@@ -196,24 +192,14 @@ def harden(
         workers=workers,
         confidence=confidence,
         compare=compare,
-        off_design=off_design or margin != 1.0,
+        off_design=off_design or faults.margin != 1.0,
         sweep=not no_sweep,
         fail_under=fail_under,
     )
     chosen.check(evaluation is not None)
-    least_planes = 8 if device is None or include_small else bits
+    least_planes = 8 if faults.device is None or include_small else bits
     planes = o.MOST_BITS if bits_per_weight is not None else max(bits, least_planes)
-    retention_s = parse_duration(retention) if retention is not None else None
-    faults = fault_model(
-        bits=planes,
-        flip_rate=flip_rate,
-        p01=p01,
-        p10=p10,
-        plane_rates=plane_rates,
-        device=device,
-        retention_s=retention_s,
-        margin=margin,
-    )
+    designed = faults.model(planes)
     source = load_model(model)
     source.check_plain()
     if not dry_run:
@@ -222,13 +208,13 @@ def harden(
     specs = input_specs(source.model) if calibration or evaluation else []
     result = harden_source(
         source,
-        faults,
+        designed,
         chosen,
         calibration=load_dataset(calibration, specs, "--calibration") if calibration else None,
         evaluation=load_dataset(evaluation, specs, "--eval") if evaluation else None,
         progress=TerminalProgress(quiet or json),
         command=printable(shlex.join(["qtaml-onnx", *sys.argv[1:]])),
-        sweep=retention_steps(device, planes, retention_s, margin) if device is not None else None,
+        sweep=_times(faults, planes),
     )
     report = result.report if dry_run else _write(result, output, emit_faulty, junit, not no_html)
     print_warnings(report.warnings, quiet)
@@ -242,6 +228,13 @@ def harden(
             if junit is not None:
                 print(f"JUnit {printable(junit)}")
     result.gate()
+
+
+def _times(faults: FaultOptions, planes: int) -> list[SweepStep] | None:
+    """Times around that of the design, if a device says what they do."""
+    if faults.device is None:
+        return None
+    return retention_steps(faults.device, planes, faults.retention_s, faults.margin)
 
 
 def _write(result: HardenResult, output: Path, emit_faulty: Path | None, junit: Path | None, html: bool) -> Report:

@@ -13,7 +13,8 @@ from qtaml_onnx.errors import InputError
 from qtaml_onnx.firmware.dump import ImportedImage
 from qtaml_onnx.firmware.dump import import_image as read_image
 from qtaml_onnx.firmware.flips import FlipCounts
-from qtaml_onnx.modelio import OutputSet, check_output_path, save_model
+from qtaml_onnx.modelio import save_model
+from qtaml_onnx.outputs import OutputSet, check_outputs
 from qtaml_onnx.stored import plan_path
 
 __all__ = ["import_image"]
@@ -47,11 +48,12 @@ def import_image(
     Example: qtaml-onnx import-image dump --model safe.onnx -o real.onnx --write-plane-rates chip.csv
     """
     o.set_verbosity(verbose, quiet)
-    check_output_path(output, model)
+    check_outputs(
+        {"-o": output, "the plan of -o": plan_path(output), "--write-plane-rates": write_plane_rates},
+        [model, plan_path(model), *(folder.iterdir() if folder.is_dir() else ())],
+    )
     if output.suffix != ".onnx":
         raise InputError(f"output {output} does not end in .onnx; name the model REAL.onnx")
-    if write_plane_rates is not None:
-        check_output_path(write_plane_rates)
     if not 0 < confidence < 1:
         raise InputError(f"--confidence {confidence:g} is not between 0 and 1; 0.95 is usual")
     read = read_image(folder, model)

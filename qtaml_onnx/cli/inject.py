@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from functools import partial
 from typing import Annotated
 
 import typer
 
 from qtaml_onnx.cli import options as o
+from qtaml_onnx.cli.groups import FaultOptions, with_groups
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.fault_bursts import BurstGeometry
-from qtaml_onnx.fault_model import fault_model
 from qtaml_onnx.fault_pattern import FaultPattern, parse_planes
-from qtaml_onnx.modelio import OutputSet, check_output_path, load_model, save_model
+from qtaml_onnx.modelio import load_model, save_model
+from qtaml_onnx.outputs import OutputSet, check_outputs
 from qtaml_onnx.passes.inject_activation_faults import InjectActivationFaults
-from qtaml_onnx.physics import parse_duration
 from qtaml_onnx.runtime import library_path
-from qtaml_onnx.stored import stored_model
+from qtaml_onnx.stored import plan_path, stored_model
 from qtaml_onnx.textio import printable
 
 __all__ = ["Kind", "Where", "inject"]
@@ -80,16 +79,11 @@ Planes = Annotated[
 ]
 
 
+@with_groups
 def inject(
     model: o.ModelPath,
     output: o.OutputPath,
-    flip_rate: o.FlipRate = None,
-    p01: o.P01 = None,
-    p10: o.P10 = None,
-    plane_rates: o.PlaneRates = None,
-    device: o.Device = None,
-    retention: o.Retention = None,
-    margin: o.Margin = 1.0,
+    faults: FaultOptions,
     where: WhereOption = Where.weights,
     kind: KindOption = Kind.independent,
     row_cells: RowCells = None,
@@ -119,20 +113,10 @@ def inject(
     qtaml-onnx inject net.onnx -o faulty.onnx --flip-rate 1e-5 --where activations --planes 0-22
     """
     o.set_verbosity(verbose, quiet)
-    check_output_path(output, model)
+    check_outputs({"-o": output, "the plan of -o": plan_path(output)}, [model, *faults.files])
     if output.suffix != ".onnx":
         raise InputError(f"output {output} does not end in .onnx; name the instrumented model OUT.onnx")
-    faults = partial(
-        fault_model,
-        flip_rate=flip_rate,
-        p01=p01,
-        p10=p10,
-        plane_rates=plane_rates,
-        device=device,
-        retention_s=parse_duration(retention) if retention is not None else None,
-        margin=margin,
-    )
-    faults(bits=1)  # refuses what is wrong with it before the model is read
+    faults.model(1)  # refuses what is wrong with it before the model is read
     pattern = FaultPattern(
         kind.value,
         _geometry(kind, row_cells, burst_cells, interleave),
@@ -148,7 +132,7 @@ def inject(
         if source.instrumented:
             source.check_plain()
         faulty = source.model.clone()
-        InjectActivationFaults(lambda width: faults(bits=width).rates, pattern)(faulty)
+        InjectActivationFaults(lambda width: faults.model(width).rates, pattern)(faulty)
         with OutputSet(source.files) as outputs:
             save_model(faulty, outputs, output, external_data=bool(source.external_files))
         count = sum(node.op_type == "FaultInject" for node in faulty.graph.all_nodes())
@@ -157,7 +141,7 @@ def inject(
     else:
         stored = stored_model(
             model,
-            lambda width: faults(bits=width),
+            faults.model,
             bits=bits,
             per_tensor_scales=per_tensor_scales,
             include=include,
@@ -167,7 +151,7 @@ def inject(
         )
         with OutputSet(stored.source.files) as outputs:
             save_model(stored.faulty, outputs, output, external_data=bool(stored.source.external_files))
-            outputs.add_text(output.with_suffix(".plan.json"), stored.plan.to_json())
+            outputs.add_text(plan_path(output), stored.plan.to_json())
         summary |= {"tensors": stored.plan.tensor_count, "weight_bits": stored.plan.weight_bits}
         what = f"{stored.plan.tensor_count} tensors, {stored.plan.weight_bits} weight bits"
     library = str(library_path())

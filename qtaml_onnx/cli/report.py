@@ -11,7 +11,7 @@ import typer
 from qtaml_onnx.cli import options as o
 from qtaml_onnx.cli.show import print_comparison, store_table, summary
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.modelio import OutputSet, check_output_path
+from qtaml_onnx.outputs import OutputSet, check_outputs
 from qtaml_onnx.plan import StoragePlan, read_plan
 from qtaml_onnx.report import Report, read_report, render_html
 from qtaml_onnx.report.compare import Comparison, compare_reports
@@ -51,9 +51,7 @@ def report(
     if len(sources) != (2 if compare else 1):
         what = "--compare needs two reports" if compare else "give one report, or two with --compare"
         raise InputError(f"{what}, not {len(sources)}")
-    if output is not None:
-        for source in sources:
-            check_output_path(output, source)
+    check_outputs({"-o": output}, sources)
     if compare:
         first, second = (read_report(path) for path in sources)
         comparison = compare_reports(first, second, (str(sources[0]), str(sources[1])))

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from qtaml_onnx.firmware.manifest import Grid, ImageTensor, Manifest, SmallGroupEntry, SmallTensorEntry
 from qtaml_onnx.firmware.parity import BchCoder, Coder, LdpcCoder, ParityCoder, RepetitionCoder, SecDedCoder
-from qtaml_onnx.plan_values import BiasPlan
+from qtaml_onnx.plan_values import BiasPlan, ChannelPart, CodeSpec
 from qtaml_onnx.tensor_plan import TensorPlan
 
 __all__ = ["c_files", "small_symbols", "tensor_symbols"]
@@ -23,6 +23,7 @@ _FORMS = {
     "dequantize": "QTAML_DEQUANTIZE",
     "integer-table": "QTAML_INTEGER_TABLE",
     "integer-grid": "QTAML_INTEGER_GRID",
+    "two-words": "QTAML_TWO_WORDS",
 }
 _TYPES = {
     "FLOAT": "QTAML_FLOAT32",
@@ -57,8 +58,8 @@ def c_files(manifest: Manifest, coder: Coder | None) -> dict[str, str]:
 
 
 def tensor_symbols(manifest: Manifest) -> list[str]:
-    """A C identifier for each tensor, made of its name; all different."""
-    return _symbols("QTAML_TENSOR", [tensor.storage.name for tensor in manifest.tensors])
+    """A C identifier for each tensor, or part of one, made of its name; all different."""
+    return _symbols("QTAML_TENSOR", [tensor.storage.label for tensor in manifest.tensors])
 
 
 def small_symbols(manifest: Manifest) -> list[str]:
@@ -115,6 +116,8 @@ class _Source:
         self._coder = coder
         self._arrays: dict[tuple[str, tuple[str, ...]], str] = {}
         self._lines: list[str] = []
+        self._pairs: dict[CodeSpec, str] = {}
+        self._wholes: dict[str, str] = {}
 
     def text(self) -> str:
         tensors = [self._tensor(number, tensor) for number, tensor in enumerate(self._manifest.tensors)]
@@ -182,11 +185,11 @@ class _Source:
             steps = self._channels(plan, plan.steps.values, plan.steps.axis, half=False)
         mask = sum(1 << plane for plane in plan.protected_planes)
         fields = [
-            _literal(plan.name),
+            _literal(plan.label),
             self._array("uint32_t", (f"{extent}u" for extent in plan.shape)),
             f"{len(plan.shape)}u",
             f"{plan.size}u",
-            str(plan.bits),
+            str(plan.word_lengths[0]),
             str(int(plan.words_type.startswith("INT"))),
             _FORMS[plan.form],
             _TYPES[tensor.weight_type],
@@ -196,6 +199,7 @@ class _Source:
             str(tensor.null_word),
             *map(str, (plan.zero_point, *(plan.limits or (0, 0)))),
             *(f"{region.offset}u" for region in (tensor.bulk, tensor.protected, tensor.parity)),
+            f"{tensor.second.offset if tensor.second is not None else 0}u",
             _float(plan.offset),
             self._channels(plan, plan.scales, plan.channel_axis, half=False),
             columns,
@@ -205,6 +209,8 @@ class _Source:
             bias,
             self._grid(number, plan, tensor.grid) if tensor.grid is not None else "NULL",
             self._groups(number, plan, tensor.null_words) if tensor.null_words is not None else "NULL",
+            self._pair(plan.code) if plan.form == "two-words" else "NULL",
+            self._whole(number, plan, plan.part) if plan.part is not None else "NULL",
         ]
         return f"  {{{', '.join(fields)}}}"
 
@@ -220,6 +226,42 @@ class _Source:
         tables = f"{self._integers(groups, 'uint8_t')}, {self._integers(nulls)}"
         self._lines.append(f"static const qtaml_groups groups_{number} = {{{tables}, {len(groups)}u, {inner}u}};\n")
         return f"&groups_{number}"
+
+    def _pair(self, spec: CodeSpec) -> str:
+        """The read-out of two words: the list of cells, powers of the flip rates, and entries that are listed."""
+        if spec not in self._pairs:
+            name, code = f"pair_{len(self._pairs)}", spec.two_words()
+            listed = code.unsettled()
+            powers = np.cumprod(
+                np.concatenate([np.ones((4, 1)), [[p] * code.bits for p in code.stored_rates().flat]], 1), 1
+            )
+            tables = [
+                *(self._integers(words) for words in code.halves()),
+                *(self._halves(values.tolist()) for values in (code.shares, code.means)),
+                *(self._array("double", (value.hex() for value in row)) for row in powers.tolist()),
+                self._array("uint32_t", (f"{word}u" for word in listed)),
+                self._floats(code.table[listed].tolist()),
+            ]
+            counts = f"{len(code.words)}u, {len(listed)}u, {code.lengths[1]}"
+            self._lines.append(f"static const qtaml_pair {name} = {{{', '.join(tables)}, {counts}}};\n")
+            self._pairs[spec] = name
+        return f"&{self._pairs[spec]}"
+
+    def _whole(self, number: int, plan: TensorPlan, part: ChannelPart) -> str:
+        """The tensor that a part is of; written with its first part, which is `number` of all tensors."""
+        if part.number == 0:
+            owners, places = np.zeros((2, part.extent), np.int64)
+            parts = [t.storage.part for t in self._manifest.tensors if t.storage.name == plan.name]
+            for owner, one in enumerate(one for one in parts if one is not None):
+                owners[list(one.channels)], places[list(one.channels)] = owner, range(len(one.channels))
+            shape = plan.whole_shape
+            tables = [self._array("uint32_t", (f"{extent}u" for extent in shape))]
+            tables += [self._integers(owners), self._integers(places)]
+            inner = max(prod(shape[part.axis + 1 :]), 1)
+            counts = ", ".join(f"{count}u" for count in (prod(shape), number, len(parts), part.extent, inner))
+            self._lines.append(f"static const qtaml_whole whole_{number} = {{{', '.join(tables)}, {counts}}};\n")
+            self._wholes[plan.name] = f"&whole_{number}"
+        return self._wholes[plan.name]
 
     def _small(self, group: SmallGroupEntry, tensor: SmallTensorEntry) -> str:
         fields = [
@@ -237,13 +279,13 @@ class _Source:
 
     def _bias(self, name: str, plan: TensorPlan, bias: BiasPlan) -> None:
         """The geometry of the sum: axes that are kept, axes of the mean, and the kernel's taps, as divisors."""
-        shape = bias.grouped_shape or plan.shape
+        shape = bias.grouped_shape or plan.whole_shape
         outputs = len(bias.target)
         kept = [axis for axis in range(len(shape)) if axis not in bias.summed_axes]
         inner = prod(shape[kept[-1] + 1 :])
         mean_axis = 2 if bias.grouped_shape else bias.mean_shape.index(-1)
         means, mean_inner = shape[mean_axis], prod(shape[mean_axis + 1 :])
-        group = prod(shape[1:]) if bias.grouped_shape else plan.size
+        group = prod(shape[1:]) if bias.grouped_shape else prod(plan.whole_shape)
         coverage = "NULL" if bias.coverage is None else self._halves(bias.coverage)
         fields = [
             self._floats(bias.target),

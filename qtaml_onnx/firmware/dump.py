@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.firmware.flips import FlipCounts, plane_rates_csv
 from qtaml_onnx.firmware.image import HardenedModel, coder_for, load_hardened
-from qtaml_onnx.firmware.layout import Rows
-from qtaml_onnx.firmware.manifest import ImageTensor, Manifest, SmallGroupEntry, read_manifest
+from qtaml_onnx.firmware.layout import Rows, planes_of
+from qtaml_onnx.firmware.manifest import ImageTensor, Manifest, Region, SmallGroupEntry, read_manifest
 from qtaml_onnx.firmware.parity import Coder
 from qtaml_onnx.firmware.reader import Images, Part, parts
 from qtaml_onnx.firmware.writer import write_images
 from qtaml_onnx.plan import StoragePlan
+from qtaml_onnx.plan_values import StoredWords
 from qtaml_onnx.storage.repetition import majority
 
 __all__ = ["ImportedImage", "import_image"]
@@ -85,10 +86,14 @@ def import_image(folder: str | os.PathLike[str], hardened: str | os.PathLike[str
         written, read = Images.opened(Path(name), manifest), Images.opened(Path(folder), manifest)
         coder = coder_for(manifest.protection) if written.parity.size else None
         many = sum(tensor.storage.size for tensor in manifest.tensors) > _MOST_WORDS
-        found = [_words(tensor, written, read, rows, coder, counted, many) for tensor in manifest.tensors]
+        found = {
+            stored: _words(tensor, stored, region, written, read, rows, coder, counted, many)
+            for tensor in manifest.tensors
+            for stored, region in zip(tensor.storage.stored_words, tensor.bulk_regions, strict=True)
+        }
         small = [_small(group, written, read, counted) for group in manifest.small]
-    for tensor, words in zip(manifest.tensors, found, strict=True):
-        _replace(model.value(tensor.storage), words)
+    for stored, words in found.items():
+        _replace(model.value(stored), words)
     for group, bytes_read in zip(model.small, small, strict=True):
         _replace(group.words, bytes_read)
     return counted.result(model, manifest)
@@ -115,7 +120,7 @@ class _Counted:
             self.failed,
             self.wrong_bits,
             self.wrong_words,
-            sum(tensor.storage.size for tensor in manifest.tensors),
+            sum(tensor.storage.size * len(tensor.storage.stored_words) for tensor in manifest.tensors),
             self.wrong_small,
             sum(group.numbers for group in manifest.small),
         )
@@ -134,6 +139,8 @@ def _check_same(folder: Path, manifest: Manifest, expected: Manifest, hardened: 
 
 def _words(
     tensor: ImageTensor,
+    stored: StoredWords,
+    region: Region,
     written: Images,
     read: Images,
     rows: Rows,
@@ -141,20 +148,20 @@ def _words(
     counted: _Counted,
     many: bool,
 ) -> NDArray[np.integer]:
-    """The words of a tensor as they are read, and what is to be counted of them."""
+    """Stored words of a tensor as they are read, and what is to be counted of them."""
     plan = tensor.storage
-    dtype = np.dtype(plan.words_type.lower())
+    dtype = np.dtype(stored.dtype.lower())
     if many and plan.size:
         with tempfile.TemporaryFile(prefix="qtaml-words-") as file:  # unlinked, and gone when the array is
             file.truncate(plan.size * dtype.itemsize)
             words: NDArray[np.integer] = np.memmap(file, dtype, "r+", shape=plan.size)
     else:
         words = np.empty(plan.size, dtype)
-    both = zip(parts(tensor, written, rows, coder), parts(tensor, read, rows, coder), strict=True)
-    for before, after in both:
-        counted.add(_flips(tensor, before, after))
-        words[after.words], done = after.corrected(tensor, coder)
-        true, _none = before.corrected(tensor, None)
+    before_and_after = (parts(tensor, stored, region, images, rows, coder) for images in (written, read))
+    for before, after in zip(*before_and_after, strict=True):
+        counted.add(_flips(stored, before, after))
+        words[after.words], done = after.corrected(tensor, stored, coder)
+        true, _none = before.corrected(tensor, stored, None)
         unsigned = f"u{words.itemsize}"
         differing = words[after.words].view(unsigned) ^ true.view(unsigned)
         counted.wrong_words += int(np.count_nonzero(differing))
@@ -181,13 +188,13 @@ def _small(group: SmallGroupEntry, written: Images, read: Images, counted: _Coun
     return np.array(after)
 
 
-def _flips(tensor: ImageTensor, before: Part, after: Part) -> Iterator[FlipCounts]:
+def _flips(stored: StoredWords, before: Part, after: Part) -> Iterator[FlipCounts]:
     """Flips of the cells themselves, so that masks are left in place."""
-    plan, width = tensor.storage, tensor.protected.bits
-    exposed = [plane for plane in range(plan.bits) if plane not in plan.protected_planes]
+    exposed, protected = planes_of(stored)
+    width = len(protected)
     for place, plane in enumerate(exposed):
         yield FlipCounts.of("bulk", plane, _plane(before.exposed, place), _plane(after.exposed, place))
-    for place, plane in enumerate(sorted(plan.protected_planes)):
+    for place, plane in enumerate(protected):
         yield FlipCounts.of("protected", plane, before.protected[place::width], after.protected[place::width])
     if after.parity.size:
         yield FlipCounts.of("parity", None, before.parity, after.parity)

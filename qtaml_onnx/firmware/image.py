@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 
 import ml_dtypes
@@ -17,6 +18,7 @@ from qtaml_onnx.graph import constant_array
 from qtaml_onnx.modelio import PLAN_KEY, SourceModel, load_model
 from qtaml_onnx.passes.inject_faults import stored_words
 from qtaml_onnx.plan import StoragePlan, read_plan
+from qtaml_onnx.plan_values import StoredWords
 from qtaml_onnx.protection import scheme
 from qtaml_onnx.quantized import IntegerGrid
 from qtaml_onnx.storage.tensor import decode_tensor
@@ -59,24 +61,25 @@ class HardenedModel:
         self._plain = stored_words(with_plain_parameters(self.model, self.small)) if self.small else self._words
         for tensor in plan.tensors:
             _check_tensor(tensor)
-            if tensor.words_name not in self._words:
-                raise InputError(
-                    f"the stored words '{tensor.words_name}' are not in {source.path}; harden the model again"
-                )
+            for stored in tensor.stored_words:
+                if stored.name not in self._words:
+                    raise InputError(
+                        f"the stored words '{stored.name}' are not in {source.path}; harden the model again"
+                    )
 
-    def value(self, tensor: TensorPlan) -> ir.Value:
-        """The constant that holds a tensor's words."""
-        return self._words[tensor.words_name][1]
+    def value(self, stored: StoredWords) -> ir.Value:
+        """The constant that holds stored words."""
+        return self._words[stored.name][1]
 
-    def words(self, tensor: TensorPlan) -> NDArray[np.integer]:
-        """The stored words of a tensor, flat; read anew each time.
+    def words(self, tensor: TensorPlan, stored: StoredWords) -> NDArray[np.integer]:
+        """Some of the stored words of a tensor, flat; read anew each time.
 
         Raises:
             InputError: if they are not what the plan says.
         """
-        words = constant_array(self.value(tensor))
-        if words.shape != tensor.shape or words.dtype != np.dtype(tensor.words_type.lower()):
-            raise InputError(f"the words '{tensor.words_name}' are not as the plan says; harden the model again")
+        words = constant_array(self.value(stored))
+        if words.shape != tensor.shape or words.dtype != np.dtype(stored.dtype.lower()):
+            raise InputError(f"the words '{stored.name}' are not as the plan says; harden the model again")
         return words.reshape(-1)
 
     def grid(self, tensor: TensorPlan) -> IntegerGrid | None:
@@ -149,17 +152,7 @@ def _scheme(name: str, rate: float, coder: Coder | None) -> Scheme:
 
 
 def _check_tensor(tensor: TensorPlan) -> None:
-    if tensor.part is not None:
-        raise InputError(
-            f"'{tensor.name}' is stored in parts by output channel, which the C reader does not know; "
-            "harden with --granularity tensor"
-        )
-    if tensor.form == "two-words":
-        raise InputError(
-            f"'{tensor.name}' has two words a weight, which the C reader does not know; "
-            "harden with --longest-word 12 or less, until no tensor has two"
-        )
-    if tensor.bits > _LONGEST_WORD or tensor.size >= _MOST_WEIGHTS:
+    if max(tensor.word_lengths) > _LONGEST_WORD or prod(tensor.whole_shape) >= _MOST_WEIGHTS:
         raise InputError(f"'{tensor.name}' is too large for the C reader; --exclude it when hardening")
     steps = tensor.steps.values if tensor.steps is not None else ()
     numbers = [*tensor.scales, *(tensor.input_scales or ()), *(tensor.table or ()), *steps, tensor.offset]
@@ -168,7 +161,12 @@ def _check_tensor(tensor: TensorPlan) -> None:
 
 
 def null_words(tensor: TensorPlan) -> tuple[int, ...]:
-    """The word nearest to zero of each code: of one channel as good as of all, as scales are positive."""
+    """The word nearest to zero of each code: of one channel as good as of all, as scales are positive.
+
+    0 where weights have two words each: those are never protected, and so no word of theirs is nulled.
+    """
+    if tensor.form == "two-words":
+        return (0,)
     size = 1 << tensor.bits
     words = np.arange(size, dtype=np.uint16 if tensor.words_type == "UINT16" else np.uint8)
     one: dict[str, object] = {"scales": tensor.scales[:1] or (1.0,), "channel_axis": None, "input_scales": None}

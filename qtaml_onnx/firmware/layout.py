@@ -3,7 +3,8 @@
 Three images, each a file of bytes; bit n of a region is bit n mod 8, least significant first, of its byte n div 8:
 
 - `bulk.bin` holds the exposed planes. A word keeps its exposed bits, least significant plane first, and nothing else.
-  Words follow each other without gaps, or, where rows are `row_bits` wide, as many whole words a row as fit.
+  Words follow each other without gaps, or, where rows are `row_bits` wide, as many whole words a row as fit. Where
+  weights have two words each, all second words are behind all first ones, as those of another tensor would be.
 - `protected.bin` holds the protected planes in the same way, always without gaps.
 - `parity.bin` holds the redundant bits of the code that protects them. The protected bits of a tensor, in their order,
   are cut into blocks of the code's data bits; block i has its parity bits at i times their number. The last block is
@@ -23,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.plan_values import StoredWords
 from qtaml_onnx.storage.packing import pack, packed_size, unpack
-from qtaml_onnx.tensor_plan import TensorPlan
 
 __all__ = [
     "PARITY_STREAM",
@@ -35,6 +36,7 @@ __all__ = [
     "join_planes",
     "mask_bytes",
     "pack_bits",
+    "planes_of",
     "split_planes",
     "take_bits",
     "unpack_bits",
@@ -152,25 +154,25 @@ def _spread(words: Words, planes: Iterable[int]) -> Words:
     return out
 
 
-def _planes(plan: TensorPlan) -> tuple[list[int], list[int]]:
-    """Exposed and protected planes, least significant first."""
-    exposed = [plane for plane in range(plan.bits) if plane not in plan.protected_planes]
-    return exposed, sorted(plan.protected_planes)
+def planes_of(stored: StoredWords) -> tuple[list[int], list[int]]:
+    """Exposed and protected planes of stored words, least significant first."""
+    exposed = [plane for plane in range(stored.bits) if stored.exposed_planes >> plane & 1]
+    return exposed, [plane for plane in range(stored.bits) if plane not in exposed]
 
 
-def split_planes(plan: TensorPlan, words: NDArray[np.integer]) -> tuple[Words, Words]:
+def split_planes(stored: StoredWords, words: NDArray[np.integer]) -> tuple[Words, Words]:
     """The exposed and the protected bits of stored words, each closed up; uint16 [count]."""
     flat = np.ravel(words)
     unsigned = flat.view(f"u{flat.itemsize}").astype(np.uint16)
-    exposed, protected = _planes(plan)
+    exposed, protected = planes_of(stored)
     return _spread(unsigned, exposed), _spread(unsigned, protected)
 
 
-def join_planes(plan: TensorPlan, exposed: Words, protected: Words) -> NDArray[np.integer]:
+def join_planes(stored: StoredWords, exposed: Words, protected: Words) -> NDArray[np.integer]:
     """The inverse of `split_planes`: words as the model's initializer holds them, in its type, [count]."""
     words = np.zeros_like(exposed)
-    for planes, bits in zip(_planes(plan), (exposed, protected), strict=True):
+    for planes, bits in zip(planes_of(stored), (exposed, protected), strict=True):
         for place, plane in enumerate(planes):
             words |= (bits >> np.uint16(place) & np.uint16(1)) << np.uint16(plane)
-    unsigned = np.uint16 if plan.words_type == "UINT16" else np.uint8
-    return words.astype(unsigned).view(plan.words_type.lower())
+    unsigned = np.uint16 if stored.dtype == "UINT16" else np.uint8
+    return words.astype(unsigned).view(stored.dtype.lower())

@@ -123,12 +123,14 @@ class ImageTensor(_Value):
     Attributes:
         storage: How it is stored and read: word length, shape, code, form, table, scales, bias correction.
         weight_type: The type of the weights as the model reads them.
-        null_word: The word whose read-out is nearest to zero: what a word of wrong parity is read as.
-        bulk: Its exposed planes.
+        null_word: The word whose read-out is nearest to zero: what a word of wrong parity is read as. 0 where weights
+            have two words each, which are never protected.
+        bulk: Its exposed planes; where weights have two words each, the first words.
         protected: Its protected planes, none if `bits` is 0.
         parity: Their redundant bits.
         grid: Of a quantised tensor, where `storage` does not say what its integers stand for.
         null_words: Where groups of channels have codes of their own, that of each code; `null_word` is the first.
+        second: Where weights have two words each, the second words, in the bulk image too.
     """
 
     storage: TensorPlan
@@ -139,6 +141,12 @@ class ImageTensor(_Value):
     parity: Region
     grid: Grid | None = None
     null_words: tuple[int, ...] | None = None
+    second: Region | None = None
+
+    @property
+    def bulk_regions(self) -> tuple[Region, ...]:
+        """The exposed planes of each of `storage.stored_words`."""
+        return (self.bulk,) if self.second is None else (self.bulk, self.second)
 
 
 class Scheme(_Value):
@@ -172,7 +180,7 @@ class Manifest(_Value):
         row_bits: Width of the bulk memory's rows; 0 for words without gaps.
         protection: How protected planes are kept.
         files: The images; those with nothing in them are not written.
-        tensors: In the order of the C tables.
+        tensors: In the order of the C tables; of one whose output channels are stored in parts, each part, in a row.
         small: The small tensors, where they are stored in the same memory.
     """
 
@@ -185,6 +193,11 @@ class Manifest(_Value):
     files: tuple[ImageFile, ...]
     tensors: tuple[ImageTensor, ...]
     small: tuple[SmallGroupEntry, ...] = ()
+
+    @property
+    def tensor_count(self) -> int:
+        """Number of tensors, however many parts they are stored in."""
+        return len({tensor.storage.name for tensor in self.tensors})
 
     def to_json(self) -> str:
         """The text of manifest.json."""

@@ -359,20 +359,22 @@ static uint32_t take_bits(const region *from, uint64_t position, unsigned count)
   return bits >> (position % 8) & ((1u << count) - 1u);
 }
 
-static uint32_t bulk_bits(const qtaml_model *model, const qtaml_tensor *t, const qtaml_image *image, uint32_t index) {
-  uint64_t position = (uint64_t)index * t->exposed_bits;
+/* Word `index` of those that have `width` bits in the bulk image, from byte `offset` on. */
+static uint32_t bulk_bits(const qtaml_model *model, const qtaml_image *image, uint64_t offset, unsigned width,
+                          uint32_t index) {
+  uint64_t position = (uint64_t)index * width;
   uint64_t address, end;
   uint32_t bits = 0;
   unsigned at = 0;
-  if (!t->exposed_bits) return 0;
+  if (!width) return 0;
   if (model->row_bits) {
-    uint32_t words = model->row_bits / t->exposed_bits; /* a row */
-    position = (uint64_t)(index / words) * model->row_bits + (uint64_t)(index % words) * t->exposed_bits;
+    uint32_t words = model->row_bits / width; /* a row */
+    position = (uint64_t)(index / words) * model->row_bits + (uint64_t)(index % words) * width;
   }
-  address = t->bulk_offset + position / 8;
-  end = t->bulk_offset + (position + t->exposed_bits + 7u) / 8;
+  address = offset + position / 8;
+  end = offset + (position + width + 7u) / 8;
   for (; address < end; address++, at += 8) bits |= (uint32_t)image->bulk[address] << at;
-  return bits >> (position % 8) & ((1u << t->exposed_bits) - 1u);
+  return bits >> (position % 8) & ((1u << width) - 1u);
 }
 
 static uint32_t group_of(const qtaml_groups *groups, uint32_t element) {
@@ -380,7 +382,7 @@ static uint32_t group_of(const qtaml_groups *groups, uint32_t element) {
 }
 
 static uint16_t read_word(const qtaml_model *model, const qtaml_tensor *t, const qtaml_image *image, uint32_t index) {
-  uint32_t exposed = bulk_bits(model, t, image, index), safe, word = 0;
+  uint32_t exposed = bulk_bits(model, image, t->bulk_offset, t->exposed_bits, index), safe, word = 0;
   region bits;
   unsigned plane;
   if (!t->protected_count) return (uint16_t)exposed;
@@ -399,6 +401,12 @@ static uint16_t read_word(const qtaml_model *model, const qtaml_tensor *t, const
     *from >>= 1;
   }
   return (uint16_t)word;
+}
+
+/* Of a tensor of two words a weight, which are not protected. */
+static uint16_t read_second_word(const qtaml_model *model, const qtaml_tensor *t, const qtaml_image *image,
+                                 uint32_t index) {
+  return (uint16_t)bulk_bits(model, image, t->second_offset, t->pair->second_bits, index);
 }
 
 /* ---- Weights ------------------------------------------------------------------------------------------------------*/
@@ -466,7 +474,39 @@ static float scale_of(const qtaml_tensor *t, uint32_t index) {
   return t->input_scales.count ? scale * channel(&t->input_scales, index) : scale;
 }
 
-static int is_quantized(const qtaml_tensor *t) { return t->form >= QTAML_DEQUANTIZE; }
+static unsigned ones_of(uint32_t word) {
+  unsigned ones = 0;
+  for (; word; word &= word - 1) ones++;
+  return ones;
+}
+
+static float mean_of_pair(const qtaml_tensor *t, uint16_t first, uint16_t second) {
+  const qtaml_pair *pair = t->pair;
+  uint32_t word = (uint32_t)first << pair->second_bits | second, low = 0, high = pair->listed_count, c;
+  double above = 0.0, below = 0.0;
+  while (low < high) {
+    uint32_t middle = low + (high - low) / 2;
+    if (pair->listed[middle] < word)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  if (low < pair->listed_count && pair->listed[low] == word) return pair->listed_values[low];
+  for (c = 0; c < pair->cells; c++) {
+    uint32_t stored = (uint32_t)pair->first[c] << pair->second_bits | pair->second[c];
+    unsigned gained = ones_of(word & ~stored), lost = ones_of(stored & ~word), kept = ones_of(stored & word);
+    unsigned zeros = (unsigned)t->bits + pair->second_bits - gained - lost - kept;
+    double chance = pair->stay0[zeros] * pair->flip01[gained] * (pair->flip10[lost] * pair->stay1[kept]);
+    chance = chance * (double)qtaml_from_half(pair->shares[c]);
+    above += chance * (double)qtaml_from_half(pair->means[c]);
+    below += chance;
+  }
+  return (float)(above / below);
+}
+
+static int is_quantized(const qtaml_tensor *t) {
+  return t->form >= QTAML_DEQUANTIZE && t->form <= QTAML_INTEGER_GRID;
+}
 
 static uint32_t load_u32(const uint8_t *from) {
   return (uint32_t)from[0] | (uint32_t)from[1] << 8 | (uint32_t)from[2] << 16 | (uint32_t)from[3] << 24;
@@ -514,15 +554,43 @@ static float read_weight(const qtaml_model *model, const qtaml_tensor *t, const 
   if (is_quantized(t)) {
     value = (float)(read_integer(t, word, index) - zero_point_of(t, image, index)) * step_of(t, image, index);
   } else {
-    value = t->form == QTAML_TABLE ? looked_up(t, word, index) : (float)signed_word(t, word) - t->offset;
+    if (t->form == QTAML_TWO_WORDS)
+      value = mean_of_pair(t, word, read_second_word(model, t, image, index));
+    else
+      value = t->form == QTAML_TABLE ? looked_up(t, word, index) : (float)signed_word(t, word) - t->offset;
     value = value * scale_of(t, index);
   }
   return rounded(value, t->type);
 }
 
-static int in_range(const qtaml_tensor *t, uint32_t first, uint32_t count) {
-  return t && first <= t->size && count <= t->size - first;
+/* Of the whole tensor. */
+static uint32_t whole_size(const qtaml_tensor *t) { return t->whole ? t->whole->size : t->size; }
+
+static float read_whole_weight(const qtaml_model *model, const qtaml_tensor *t, const qtaml_image *image,
+                               uint32_t index) {
+  const qtaml_whole *whole = t->whole;
+  uint32_t channel_number, block_number, extent;
+  if (!whole) return read_weight(model, t, image, index);
+  channel_number = index / whole->inner % whole->extent;
+  block_number = index / whole->inner / whole->extent;
+  t = &model->tensors[whole->first + whole->owners[channel_number]];
+  extent = t->size / (whole->size / whole->extent); /* channels of the part */
+  index = (block_number * extent + whole->places[channel_number]) * whole->inner + index % whole->inner;
+  return read_weight(model, t, image, index);
 }
+
+/* A tensor, all parts of which the image has. */
+static const qtaml_tensor *whole_of(const qtaml_model *model, uint32_t tensor, const qtaml_image *image) {
+  const qtaml_tensor *t = tensor_of(model, tensor, image);
+  uint32_t part;
+  for (part = 0; t && t->whole && part < t->whole->parts; part++)
+    if (!tensor_of(model, t->whole->first + part, image)) return NULL;
+  return t;
+}
+
+static int fits(uint32_t size, uint32_t first, uint32_t count) { return first <= size && count <= size - first; }
+
+static int in_range(const qtaml_tensor *t, uint32_t first, uint32_t count) { return t && fits(t->size, first, count); }
 
 qtaml_status qtaml_read_words(const qtaml_model *model, uint32_t tensor, const qtaml_image *image, uint32_t first,
                               uint32_t count, uint16_t *words) {
@@ -530,6 +598,25 @@ qtaml_status qtaml_read_words(const qtaml_model *model, uint32_t tensor, const q
   uint32_t i;
   if (!in_range(t, first, count) || (count && !words)) return QTAML_BAD_ARGUMENT;
   for (i = 0; i < count; i++) words[i] = read_word(model, t, image, first + i);
+  return QTAML_OK;
+}
+
+qtaml_status qtaml_read_second_words(const qtaml_model *model, uint32_t tensor, const qtaml_image *image,
+                                     uint32_t first, uint32_t count, uint16_t *words) {
+  const qtaml_tensor *t = tensor_of(model, tensor, image);
+  uint32_t i;
+  if (!in_range(t, first, count) || (count && !words)) return QTAML_BAD_ARGUMENT;
+  if (!t->pair) return QTAML_ONE_WORD;
+  for (i = 0; i < count; i++) words[i] = read_second_word(model, t, image, first + i);
+  return QTAML_OK;
+}
+
+qtaml_status qtaml_read_whole_weights(const qtaml_model *model, uint32_t tensor, const qtaml_image *image,
+                                      uint32_t first, uint32_t count, float *weights) {
+  const qtaml_tensor *t = whole_of(model, tensor, image);
+  uint32_t i;
+  if (!t || !fits(whole_size(t), first, count) || (count && !weights)) return QTAML_BAD_ARGUMENT;
+  for (i = 0; i < count; i++) weights[i] = read_whole_weight(model, t, image, first + i);
   return QTAML_OK;
 }
 
@@ -558,7 +645,7 @@ static float corrected_bias(const qtaml_model *model, const qtaml_tensor *t, con
   const qtaml_bias *plan = t->bias;
   uint32_t outer, j;
   double sum = 0.0;
-  for (outer = 0; outer < t->size / plan->outputs / plan->inner; outer++) {
+  for (outer = 0; outer < whole_size(t) / plan->outputs / plan->inner; outer++) {
     for (j = 0; j < plan->inner; j++) {
       uint32_t i = (outer * plan->outputs + output) * plan->inner + j;
       uint32_t mean = i / plan->group_size * plan->means + i / plan->mean_inner % plan->means;
@@ -566,7 +653,7 @@ static float corrected_bias(const qtaml_model *model, const qtaml_tensor *t, con
       if (plan->is_integer)
         weight = (float)(read_integer(t, read_word(model, t, image, i), i) - zero_point_of(t, image, i));
       else
-        weight = read_weight(model, t, image, i);
+        weight = read_whole_weight(model, t, image, i);
       term = weight * qtaml_from_half(plan->mean_input[mean]);
       if (plan->coverage) term = term * qtaml_from_half(plan->coverage[i % plan->taps]);
       sum += (double)term;
@@ -576,7 +663,7 @@ static float corrected_bias(const qtaml_model *model, const qtaml_tensor *t, con
 }
 
 qtaml_status qtaml_read_bias(const qtaml_model *model, uint32_t tensor, const qtaml_image *image, float *bias) {
-  const qtaml_tensor *t = tensor_of(model, tensor, image);
+  const qtaml_tensor *t = whole_of(model, tensor, image);
   uint32_t output;
   if (!t || !bias) return QTAML_BAD_ARGUMENT;
   if (!t->bias) return QTAML_NO_BIAS;

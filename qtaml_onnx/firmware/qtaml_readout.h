@@ -26,7 +26,8 @@ typedef enum {
   QTAML_BAD_WORKSPACE, /* smaller than QTAML_WORKSPACE_BYTES, or not aligned as int16_t */
   QTAML_NOT_INTEGER,   /* qtaml_read_codes on a tensor of float weights */
   QTAML_NO_BIAS,       /* qtaml_read_bias on a layer whose bias does not correct itself */
-  QTAML_INTEGER_BIAS   /* qtaml_read_bias on a bias of 32-bit integers, and the other way round */
+  QTAML_INTEGER_BIAS,  /* qtaml_read_bias on a bias of 32-bit integers, and the other way round */
+  QTAML_ONE_WORD       /* qtaml_read_second_words on a tensor of one word a weight */
 } qtaml_status;
 
 /* The image: files of these names, in memory. Pointers to images that a model has not are null. The constants must be
@@ -56,8 +57,9 @@ typedef enum {
   QTAML_TABLE = 1,        /* table[word] * scale, or table[word + (group << bits)] * scale */
   QTAML_DEQUANTIZE = 2,   /* (word - zero_point) * step */
   QTAML_INTEGER_TABLE = 3, /* (codes[word] - zero_point) * step */
-  QTAML_INTEGER_GRID = 4   /* (integer - zero_point) * step, integer = floor(table[word] * scale + zero_point + 1/2),
+  QTAML_INTEGER_GRID = 4,  /* (integer - zero_point) * step, integer = floor(table[word] * scale + zero_point + 1/2),
                               at least `least` and at most `largest` */
+  QTAML_TWO_WORDS = 5      /* mean(word, second word) * scale; see qtaml_pair */
 } qtaml_form;
 
 typedef enum {
@@ -100,6 +102,43 @@ typedef struct {
   uint32_t inner;
 } qtaml_groups;
 
+/* The read-out of two words a weight, u and v, which are the halves of one long word of B bits: the mean of the weights
+ * that were stored, over all cells c,
+ *
+ *     sum of share[c] * mean[c] * P(c, u, v) / sum of share[c] * P(c, u, v),   P = stay0^a * flip01^b * flip10^c * stay1^d
+ *
+ * with as many factors as the cell's long word has zeros read as 0 and as 1, and ones read as 0 and as 1. In double
+ * precision, then rounded to float. Of long words whose rounding depends on the order of the sums, of which there are
+ * a few or none, `listed_values` has the result. */
+typedef struct {
+  const uint16_t *first; /* words of each cell */
+  const uint16_t *second;
+  const uint16_t *shares; /* half precision */
+  const uint16_t *means;
+  const double *stay0; /* powers 0 to B of the probability that a zero is read as 0, and so on */
+  const double *flip01;
+  const double *flip10;
+  const double *stay1;
+  const uint32_t *listed; /* ascending */
+  const float *listed_values;
+  uint32_t cells;
+  uint32_t listed_count;
+  uint8_t second_bits; /* length of the second word; of the first one it is `bits` of the tensor */
+} qtaml_pair;
+
+/* A tensor whose output channels are stored in parts, each a qtaml_tensor. Element i is of channel i / inner % extent;
+ * that is number places[channel] of the channels of part owners[channel]. */
+typedef struct {
+  const uint32_t *shape; /* of the whole; its rank is that of the parts */
+  const uint16_t *owners;
+  const uint16_t *places;
+  uint32_t size;  /* weights */
+  uint32_t first; /* the first part among the model's tensors; the others follow */
+  uint32_t parts;
+  uint32_t extent;
+  uint32_t inner;
+} qtaml_whole;
+
 /* bias = target - sum of weight * mean_input * coverage; output o owns the elements (outer * outputs + o) * inner + j. */
 typedef struct {
   const float *target;
@@ -119,7 +158,7 @@ typedef struct {
   const uint32_t *shape;
   uint32_t rank;
   uint32_t size; /* weights */
-  uint8_t bits;  /* word length */
+  uint8_t bits;  /* word length; of two words a weight, of the first */
   uint8_t is_signed;
   uint8_t form; /* qtaml_form */
   uint8_t type; /* qtaml_type, to which weights are rounded */
@@ -133,6 +172,7 @@ typedef struct {
   uint64_t bulk_offset; /* bytes; of the others too */
   uint64_t protected_offset;
   uint64_t parity_offset;
+  uint64_t second_offset; /* of second words, in the bulk image */
   float offset;
   qtaml_channels scales;
   qtaml_channels input_scales;
@@ -142,6 +182,8 @@ typedef struct {
   const qtaml_bias *bias;
   const qtaml_grid *grid; /* in the place of zero_point and steps; null for these */
   const qtaml_groups *groups; /* null where all channels have one code */
+  const qtaml_pair *pair;     /* null where weights have one word each */
+  const qtaml_whole *whole;   /* of a part of a tensor; null of a whole one */
 } qtaml_tensor;
 
 /* A tensor of small.bin, such as a bias, a norm or a scale: numbers of one type, of which each bit is stored several
@@ -201,21 +243,31 @@ typedef struct {
 qtaml_status qtaml_correct(const qtaml_model *model, uint32_t tensor, const qtaml_image *image, void *workspace,
                            size_t workspace_bytes, qtaml_corrections *corrections);
 
-/* The stored words `first` to `first + count - 1` of a tensor, in C order, as unsigned integers. */
+/* The stored words `first` to `first + count - 1` of a tensor, in C order, as unsigned integers; where weights have two
+ * words each, their first ones. */
 qtaml_status qtaml_read_words(const qtaml_model *model, uint32_t tensor, const qtaml_image *image, uint32_t first,
                               uint32_t count, uint16_t *words);
 
-/* Weights, in C order. Those of a model in half precision or bfloat16 are rounded to it, so that qtaml_to_half or
+/* Their second ones. */
+qtaml_status qtaml_read_second_words(const qtaml_model *model, uint32_t tensor, const qtaml_image *image,
+                                     uint32_t first, uint32_t count, uint16_t *words);
+
+/* Weights, in C order; of a part of a tensor, its own channels alone. Those of a model in half precision or bfloat16 are rounded to it, so that qtaml_to_half or
  * qtaml_to_bfloat16 gives them without loss. */
 qtaml_status qtaml_read_weights(const qtaml_model *model, uint32_t tensor, const qtaml_image *image, uint32_t first,
                                 uint32_t count, float *weights);
+
+/* The same of the whole tensor that `tensor`, if it is a part, is a part of; all parts must have been corrected. */
+qtaml_status qtaml_read_whole_weights(const qtaml_model *model, uint32_t tensor, const qtaml_image *image,
+                                      uint32_t first, uint32_t count, float *weights);
 
 /* Integers of a quantised tensor, as its DequantizeLinear or integer operator takes them. */
 qtaml_status qtaml_read_codes(const qtaml_model *model, uint32_t tensor, const qtaml_image *image, uint32_t first,
                               uint32_t count, int32_t *codes);
 
 /* The bias that corrects itself from the weights as they are read, `tensors[tensor].bias->outputs` values. Its sum is
- * taken in double precision, and differs from that of an inference engine by the engine's rounding. */
+ * taken in double precision, and differs from that of an inference engine by the engine's rounding. A tensor in parts
+ * has its bias with the first one; it is corrected by the weights of all. */
 qtaml_status qtaml_read_bias(const qtaml_model *model, uint32_t tensor, const qtaml_image *image, float *bias);
 
 /* The same where the bias is of 32-bit integers, in units of the input's step times the weights'. */

@@ -19,11 +19,13 @@ from qtaml_onnx.firmware.layout import (
     Rows,
     join_planes,
     mask_bytes,
+    planes_of,
     take_bits,
 )
 from qtaml_onnx.firmware.manifest import ImageName, ImageTensor, Manifest, Region
 from qtaml_onnx.firmware.parity import Coder, Corrected, ParityCoder, RepetitionCoder
 from qtaml_onnx.firmware.writer import CHUNK, block_chunk
+from qtaml_onnx.plan_values import StoredWords
 
 __all__ = ["Images", "Part", "parts"]
 
@@ -87,16 +89,18 @@ class Part:
         """Where the words are in the tensor."""
         return slice(self.first, self.first + self.exposed.size)
 
-    def corrected(self, tensor: ImageTensor, coder: Coder | None) -> tuple[NDArray[np.integer], Corrected | None]:
+    def corrected(
+        self, tensor: ImageTensor, stored: StoredWords, coder: Coder | None
+    ) -> tuple[NDArray[np.integer], Corrected | None]:
         """The words after correction, in the type of the model's initializer, and what the code did."""
-        width = tensor.protected.bits
+        width = len(planes_of(stored)[1])
         bits, parity = self.protected ^ self.masks[0], self.parity ^ self.masks[1]
         done = coder.correct(bits, parity) if coder is not None and width and bits.size else None
         if done is not None:
             bits = done.data
         places = np.arange(width, dtype=np.uint16)
         safe = (bits.reshape(self.exposed.size, width).astype(np.uint16) << places).sum(axis=1, dtype=np.uint16)
-        words = join_planes(tensor.storage, self.exposed, safe)
+        words = join_planes(stored, self.exposed, safe)
         if done is not None and isinstance(coder, ParityCoder):
             block = np.arange(bits.size) // coder.data_bits
             nulled = done.failed[block].reshape(-1, width).any(axis=1)
@@ -105,21 +109,32 @@ class Part:
         return words, done
 
 
-def parts(tensor: ImageTensor, images: Images, rows: Rows, coder: Coder | None) -> Iterator[Part]:
-    """The stored bits of a tensor, chunk by chunk; no code word lies in two chunks."""
-    size, width = tensor.storage.size, tensor.protected.bits
+def parts(
+    tensor: ImageTensor, stored: StoredWords, exposed_bits: Region, images: Images, rows: Rows, coder: Coder | None
+) -> Iterator[Part]:
+    """Stored bits, chunk by chunk; no code word lies in two chunks.
+
+    Args:
+        tensor: The tensor.
+        stored: Which of its stored words.
+        exposed_bits: Where their exposed planes are, the region of `tensor.bulk_regions`.
+        images: The images.
+        rows: Of the bulk image.
+        coder: The code of the protected planes.
+    """
+    size, width = tensor.storage.size, len(planes_of(stored)[1])
     bulk, protected, parity = (
         image[region.offset : region.offset + region.size]
         for image, region in (
-            (images.bulk, tensor.bulk),
+            (images.bulk, exposed_bits),
             (images.protected, tensor.protected),
             (images.parity, tensor.parity),
         )
     )
-    length = block_chunk(coder) if width else rows.chunk(tensor.bulk.bits, CHUNK)
+    length = block_chunk(coder) if width else rows.chunk(exposed_bits.bits, CHUNK)
     for first in range(0, size, length):
         count = min(length, size - first)
-        exposed = rows.take(bulk, tensor.bulk.bits, first, count)
+        exposed = rows.take(bulk, exposed_bits.bits, first, count)
         bits, mask = _masked(protected, tensor.protected, first * width, count * width, PROTECTED_STREAM, coder)
         checks, check_mask = [np.zeros(0, np.uint8)], [np.zeros(0, np.uint8)]
         for start, number in _parity_bits(coder if width else None, size * width, first * width, count * width):

@@ -22,6 +22,7 @@ from qtaml_onnx.firmware.layout import (
     Rows,
     mask_bytes,
     pack_bits,
+    planes_of,
     split_planes,
     unpack_bits,
 )
@@ -36,6 +37,7 @@ from qtaml_onnx.firmware.manifest import (
     SmallTensorEntry,
 )
 from qtaml_onnx.firmware.parity import Coder, RepetitionCoder
+from qtaml_onnx.plan_values import StoredWords
 from qtaml_onnx.quantized import IntegerGrid
 from qtaml_onnx.storage.packing import pack
 from qtaml_onnx.tensor_plan import TensorPlan
@@ -123,13 +125,15 @@ def write_images(hardened: HardenedModel, rows: Rows, folder: Path) -> Manifest:
     ):
         tensors = []
         for tensor in plan.tensors:
-            words, width, grid = hardened.words(tensor), len(tensor.protected_planes), hardened.grid(tensor)
+            first, *second = tensor.stored_words
+            words, width, grid = hardened.words(tensor, first), len(tensor.protected_planes), hardened.grid(tensor)
             nulls = null_words(tensor)
             regions = (
-                _bulk(tensor, words, rows, bulk),
-                _protected(tensor, words, protected),
-                _parity(tensor, words, coder if width else None, parity),
+                _bulk(first, words, rows, bulk),
+                _protected(first, words, protected),
+                _parity(first, words, coder if width else None, parity),
             )
+            others = [_bulk(stored, hardened.words(tensor, stored), rows, bulk) for stored in second]
             tensors.append(
                 ImageTensor(
                     storage=tensor,
@@ -139,6 +143,7 @@ def write_images(hardened: HardenedModel, rows: Rows, folder: Path) -> Manifest:
                     bulk=regions[0],
                     protected=regions[1],
                     parity=regions[2],
+                    second=others[0] if others else None,
                     grid=_grid(tensor, grid, constants) if grid is not None else None,
                 )
             )
@@ -160,36 +165,36 @@ def _chunks(words: NDArray[np.integer], length: int) -> Iterator[NDArray[np.inte
         yield words[start : start + length]
 
 
-def _bulk(tensor: TensorPlan, words: NDArray[np.integer], rows: Rows, image: _ImageFile) -> Region:
-    bits = tensor.bits - len(tensor.protected_planes)
+def _bulk(stored: StoredWords, words: NDArray[np.integer], rows: Rows, image: _ImageFile) -> Region:
+    bits = len(planes_of(stored)[0])
     size = rows.size(words.size, bits)
     offset = image.start() if size else image.size
     for part in _chunks(words, rows.chunk(bits, CHUNK)):
-        if int(part.view(f"u{part.itemsize}").max()) >> tensor.bits:
-            raise InputError(f"a word of '{tensor.name}' is longer than {tensor.bits} bits; harden the model again")
-        image.write(rows.pack(split_planes(tensor, part)[0], bits))
+        if int(part.view(f"u{part.itemsize}").max()) >> stored.bits:
+            raise InputError(f"a word of '{stored.name}' is longer than {stored.bits} bits; harden the model again")
+        image.write(rows.pack(split_planes(stored, part)[0], bits))
     return Region(offset=offset, size=size, bits=bits)
 
 
-def _protected(tensor: TensorPlan, words: NDArray[np.integer], image: _ImageFile) -> Region:
-    width = len(tensor.protected_planes)
+def _protected(stored: StoredWords, words: NDArray[np.integer], image: _ImageFile) -> Region:
+    width = len(planes_of(stored)[1])
     if not width or not words.size:
         return Region(offset=image.size, size=0, bits=width)
     offset = image.start()
     for part in _chunks(words, CHUNK):
-        image.write(pack(split_planes(tensor, part)[1], width))
+        image.write(pack(split_planes(stored, part)[1], width))
     return Region(offset=offset, size=image.size - offset, bits=width)
 
 
-def _parity(tensor: TensorPlan, words: NDArray[np.integer], coder: Coder | None, image: _ImageFile) -> Region:
+def _parity(stored: StoredWords, words: NDArray[np.integer], coder: Coder | None, image: _ImageFile) -> Region:
     if coder is None or not words.size:
         return Region(offset=image.size, size=0, bits=0)
-    width = len(tensor.protected_planes)
+    width = len(planes_of(stored)[1])
     offset = image.start()
     copies = coder.copies - 1 if isinstance(coder, RepetitionCoder) else 1  # which follow each other whole
     for _copy in range(copies):
         for part in _chunks(words, block_chunk(coder)):
-            data = unpack_bits(pack(split_planes(tensor, part)[1], width), part.size * width)
+            data = unpack_bits(pack(split_planes(stored, part)[1], width), part.size * width)
             image.write_bits(data if isinstance(coder, RepetitionCoder) else coder.encode(data))
     image.end_bits()
     return Region(offset=offset, size=image.size - offset, bits=coder.parity_size(words.size * width))

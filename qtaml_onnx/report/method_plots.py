@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from qtaml_onnx.report.axes import metric_axis
 from qtaml_onnx.report.drawing import COLOUR, add_legend, drawing, new_axes, new_figure, to_svg
@@ -45,9 +46,7 @@ def frontier_svg(
         description: Alternative text.
     """
     with drawing("frontier"):
-        figure = new_figure(292)
-        axes = new_axes(figure, 42, 70, 306, 176)
-        _draw_clean(axes, clean)
+        figure, axes = _begun(clean)
         for method, own in _by_method(points).items():
             colour, marker, line = _LOOK.get(method, _OTHER)
             x, y = [p.protected_fraction for p in own], [p.mean for p in own]
@@ -72,10 +71,8 @@ def frontier_svg(
         axes.set_xlim(-0.025 * reach, reach)
         ticks = [t for t in (0, 0.125, 0.25, 0.375, 0.5, 0.75, 1) if t <= reach] if reach > 0.125 else [0, edge]
         axes.set_xticks(sorted(set(ticks)), [f"{100 * t:.3g} %" for t in sorted(set(ticks))])
-        metric_axis(axes, share)
         axes.set_xlabel("weight bits protected")
-        figure.text(0.01, 0.99, visible(metric), va="top")
-        add_legend(figure, ncols=3, top=0.945)
+        _finish(figure, axes, metric, share)
         return to_svg(figure, "frontier", "Accuracy against overhead", description)
 
 
@@ -84,9 +81,7 @@ def prediction_svg(
 ) -> str:
     """The metric against the predicted output noise energy, a marker a method and budget."""
     with drawing("prediction"):
-        figure = new_figure(292)
-        axes = new_axes(figure, 42, 70, 306, 176)
-        _draw_clean(axes, clean)
+        figure, axes = _begun(clean)
         for method, own in _by_method(points).items():
             colour, marker, _line = _LOOK.get(method, _OTHER)
             x = [p.noise_energy for p in own if p.noise_energy]
@@ -104,16 +99,24 @@ def prediction_svg(
         steps = (1,) if high / low > 100 else (1, 2, 5)
         ticks = [tick for d in decades for k in steps if low <= (tick := k * 10.0**d) <= high]
         axes.set_xticks(ticks, [format_significant(tick) for tick in ticks])
-        metric_axis(axes, share)
         axes.set_xlabel("predicted output noise over the clean outputs, logarithmic")
-        figure.text(0.01, 0.99, visible(metric), va="top")
-        add_legend(figure, ncols=3, top=0.945)
+        _finish(figure, axes, metric, share)
         return to_svg(figure, "prediction", "Measured against predicted", description)
 
 
-def _draw_clean(axes: Axes, clean: tuple[float, float, float] | None) -> None:
-    if clean is None:
-        return
-    mean, low, high = clean
-    axes.axhspan(low, high, color=COLOUR["clean"], alpha=0.12, linewidth=0)
-    axes.axhline(mean, color=COLOUR["clean"], linestyle=(0, (6, 2, 1, 2)), linewidth=1.2, label="clean")
+def _begun(clean: tuple[float, float, float] | None) -> tuple[Figure, Axes]:
+    """A figure with what was measured without faults."""
+    figure = new_figure(292)
+    axes = new_axes(figure, 42, 70, 306, 176)
+    if clean is not None:
+        mean, low, high = clean
+        axes.axhspan(low, high, color=COLOUR["clean"], alpha=0.12, linewidth=0)
+        axes.axhline(mean, color=COLOUR["clean"], linestyle=(0, (6, 2, 1, 2)), linewidth=1.2, label="clean")
+    return figure, axes
+
+
+def _finish(figure: Figure, axes: Axes, metric: str, share: bool) -> None:
+    """The metric's axis with its label, and the legend."""
+    metric_axis(axes, share)
+    figure.text(0.01, 0.99, visible(metric), va="top")
+    add_legend(figure, ncols=3, top=0.945)

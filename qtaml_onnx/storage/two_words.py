@@ -162,7 +162,37 @@ class TwoWordCode:
 
     @cached_property
     def _table(self) -> FloatArray:
-        return _posterior(self.shares, self.means, *self.likelihoods(self.p01, self.p10))
+        return _posterior(self.shares, self.means, *self._stored_likelihoods())
+
+    def stored_rates(self) -> FloatArray:
+        """[[1 − p01, p01], [p10, 1 − p10]] as a model stores them, in single precision; float64 [2, 2]."""
+        rates = np.array([[1 - self.p01, self.p01], [self.p10, 1 - self.p10]])
+        return rates.astype(np.float32).astype(np.float64)
+
+    def _stored_likelihoods(self) -> tuple[FloatArray, FloatArray]:
+        """P[u, v] of both words of each cell from the stored rates, as the graph multiplies them: top plane first."""
+        matrix, found = self.stored_rates(), []
+        for words, bits in zip(self.halves(), self.lengths, strict=True):
+            rows = np.ones((len(words), 1))
+            for plane in reversed(range(bits)):
+                rows = (rows[:, :, None] * matrix[words >> plane & 1][:, None, :]).reshape(len(words), -1)
+            found.append(rows)
+        return found[0], found[1]
+
+    def unsettled(self) -> IntArray:
+        """The long words whose read-out may differ in its last place with the order in which doubles are summed.
+
+        Every other entry of `table` is the same float32 number for any order of the sums, with or without fused
+        multiply-add: an interval that holds every result, by the error bounds of sums, products and the quotient
+        (Higham, Accuracy and Stability of Numerical Algorithms, ch. 3), rounds to one number. Ascending, int64.
+        """
+        first, second = self._stored_likelihoods()
+        weighted = first * self.shares[:, None]
+        size = (weighted * np.abs(self.means)[:, None]).T @ second / (weighted.T @ second)
+        # Terms are products of at most bits + 8 factors; numerator and denominator have one such error each.
+        error = 1.01 * (2 * (len(self.words) + self.bits + 8) + 2) * 2.0**-53 * size
+        low, high = ((self._table + sign * 2 * error).astype(np.float32) for sign in (-1, 1))
+        return np.flatnonzero((low != high).ravel())
 
     def likelihoods(self, p01: float, p10: float) -> tuple[FloatArray, FloatArray]:
         """P[u, v] of the first and of the second word of each cell, float64 [cells, 2^bits of the word]."""

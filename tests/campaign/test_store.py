@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from digits_example import MODEL, first_samples
 from small_models import OUT, X, matmul, model, normal
 from stored_models import Stored, store
 
@@ -29,7 +30,6 @@ from qtaml_onnx.errors import InputError, QtamlError
 
 W = normal(6, 4, seed=1)
 SAMPLES = normal(64, 6, seed=9)
-DIGITS = Path(__file__).resolve().parents[2] / "examples" / "digits"
 IDENTITY = {"models": "a" * 64, "seed": "0"}
 
 
@@ -187,7 +187,7 @@ def test_other_campaigns_are_refused(tmp_path: Path, change: dict[str, Any], nam
 
 def evaluation_command(folder: Path, name: str, workers: int = 1) -> list[str]:
     return [
-        "evaluate", str(DIGITS / "digits_cnn.onnx"), "--flip-rate", "0.01,0.05", "--trials", "12", "-q",
+        "evaluate", str(MODEL), "--flip-rate", "0.01,0.05", "--trials", "12", "-q",
         "--eval", str(folder / "eval.npz"), "--store", str(folder / f"{name}.db"), "--resume",
         "--metric", "top-1", "--metric", "snr", "-o", str(folder / f"{name}.json"), "--workers", str(workers),
     ]  # fmt: skip
@@ -195,8 +195,7 @@ def evaluation_command(folder: Path, name: str, workers: int = 1) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    with np.load(DIGITS / "digits_eval.npz") as data:
-        np.savez(tmp_path / "eval.npz", **{name: data[name][:200] for name in data.files})
+    first_samples(tmp_path / "eval.npz", 200)
     return tmp_path
 
 

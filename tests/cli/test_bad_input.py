@@ -178,14 +178,14 @@ TABLE: dict[str, Bad] = {
     ),
     "output below a file": Bad("harden {d}/good.onnx -o {d}/eval.npz/o.onnx --flip-rate 0.1", ("does not exist",)),
     "output read-only": Bad("harden {d}/good.onnx -o /proc/o.onnx --flip-rate 0.1", ("/proc", "not writable")),
-    "output is the input": Bad("harden {d}/good.onnx -o {d}/good.onnx --flip-rate 0.1", ("is the input model",)),
+    "output is the input": Bad("harden {d}/good.onnx -o {d}/good.onnx --flip-rate 0.1", ("is one of the input files",)),
     "output suffix": Bad("harden {d}/good.onnx -o {d}/out/o.pb --flip-rate 0.1", (".onnx",)),
     "no output": Bad("harden {d}/good.onnx --flip-rate 0.1", ("output",)),
     "report is a folder": Bad(NOISE, ("o.report.json", "folder"), lambda d: (d / "out" / "o.report.json").mkdir()),
     "faulty is output": Bad(NOISE + "--emit-faulty {d}/out/../out/o.onnx", ("o.onnx", "two")),
     "faulty is the plan": Bad(NOISE + "--emit-faulty {d}/out/o.plan.json", ("o.plan.json",)),
     "faulty is the data": Bad(NOISE + "--emit-faulty {d}/eval.npz", ("eval.npz", ".onnx")),
-    "faulty is the input": Bad(NOISE + "--emit-faulty {d}/good.onnx", ("is the input model",)),
+    "faulty is the input": Bad(NOISE + "--emit-faulty {d}/good.onnx", ("is one of the input files",)),
     "unknown option": Bad(NOISE + "--turbo", ("--turbo",)),
     "unknown command": Bad("strengthen {d}/good.onnx", ("strengthen",)),
     "no model": Bad("harden", ("MODEL",)),
@@ -216,7 +216,7 @@ TABLE: dict[str, Bad] = {
         "evaluate {d}/good.onnx --flip-rate 0.1 --eval {d}/eval.npz -o {d}/no/r.json", ("does not exist",)
     ),
     "evaluate onto the model": Bad(
-        "evaluate {d}/good.onnx --flip-rate 0.1 --eval {d}/eval.npz -o {d}/good.onnx", ("is the input model",)
+        "evaluate {d}/good.onnx --flip-rate 0.1 --eval {d}/eval.npz -o {d}/good.onnx", ("is one of the input files",)
     ),
     "evaluate retention": Bad("evaluate {d}/good.onnx --flip-rate 0.1 --retention 1h", ("--retention", "--device")),
     "inspect missing": Bad("inspect {d}/none.onnx", ("none.onnx",)),

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from command_line import Run
+from digits_example import CALIBRATION, MODEL, first_samples
 from stored_models import fault_options, rates_feed, run
 
 from qtaml_onnx.cli import main
@@ -19,8 +20,6 @@ from qtaml_onnx.modelio import file_sha256
 from qtaml_onnx.plan import read_plan
 from qtaml_onnx.report.schema import json_schema
 
-DIGITS = Path(__file__).resolve().parents[2] / "examples" / "digits"
-MODEL, EVAL, CALIBRATION = DIGITS / "digits_cnn.onnx", DIGITS / "digits_eval.npz", DIGITS / "digits_calibration.npz"
 FAST = "--method posterior-mean --budget 0.15 --trials 3 --no-html"
 
 
@@ -28,8 +27,7 @@ FAST = "--method posterior-mean --budget 0.15 --trials 3 --no-html"
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the first 200 evaluation samples and a hardened model in it."""
     folder = tmp_path_factory.mktemp("digits")
-    with np.load(EVAL) as data:
-        np.savez(folder / "eval.npz", **{name: data[name][:200] for name in data.files})
+    first_samples(folder / "eval.npz", 200)
     args = f"harden {MODEL} -o {folder}/safe.onnx --flip-rate 0.05 {FAST} --eval {folder}/eval.npz -q"
     assert main([*args.split(), "--calibration", str(CALIBRATION), "--emit-faulty", f"{folder}/faulty.onnx"]) == 0
     return folder

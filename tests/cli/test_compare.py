@@ -6,17 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+from digits_example import EVAL, MODEL
 
 from qtaml_onnx.cli import main
-
-DIGITS = Path(__file__).resolve().parents[2] / "examples" / "digits"
 
 
 def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out.onnx"
     command = [
-        "harden", str(DIGITS / "digits_cnn.onnx"), "-o", str(output), "--flip-rate", "0.05", "--trials", "3",
-        "--method", "posterior-mean", "--budget", "0.13", "--eval", str(DIGITS / "digits_eval.npz"), "--compare",
+        "harden", str(MODEL), "-o", str(output), "--flip-rate", "0.05", "--trials", "3",
+        "--method", "posterior-mean", "--budget", "0.13", "--eval", str(EVAL), "--compare",
     ]  # fmt: skip
     assert main(command) == 0
     shown = capsys.readouterr().out
@@ -33,9 +32,9 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compared["channel-optimized"]["mean"] > compared["uniform-msp"]["mean"]
 
 
-@pytest.mark.parametrize("more", [["--bits-per-weight", "8", "--eval", str(DIGITS / "digits_eval.npz")], []])
+@pytest.mark.parametrize("more", [["--bits-per-weight", "8", "--eval", str(EVAL)], []])
 def test_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]) -> None:
-    model = str(DIGITS / "digits_cnn.onnx")
+    model = str(MODEL)
     command = ["harden", model, "-o", str(tmp_path / "o.onnx"), "--flip-rate", "0.05", "--compare", *more]
     assert main(command) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -15,22 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import Run
+from digits_example import MODEL, first_samples
 
 from qtaml_onnx.campaign import Stopping, t_interval
 from qtaml_onnx.campaign.trials import Worker
 from qtaml_onnx.cli import main
 from qtaml_onnx.cli.show import TerminalProgress
 
-DIGITS = Path(__file__).resolve().parents[2] / "examples" / "digits"
-MODEL = DIGITS / "digits_cnn.onnx"
-
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 130 evaluation samples and a hardened model in it."""
     folder = tmp_path_factory.mktemp("digits")
-    with np.load(DIGITS / "digits_eval.npz") as data:
-        np.savez(folder / "eval.npz", **{name: data[name][:130] for name in data.files})
+    first_samples(folder / "eval.npz", 130)
     args = f"harden {MODEL} -o {folder}/safe.onnx --flip-rate 0.05 --method posterior-mean --no-html -q"
     assert main(args.split()) == 0
     return folder
@@ -192,8 +189,9 @@ def test_bad_stores(command: Run, small: Path, tmp_path: Path) -> None:
     err = command(f"{args} --store {tmp_path}/s.db --resume --seed 5", code=2)[1]
     assert err.count("\n") == 1
     assert "differs in seed (0 there, 5 here)" in err
-    assert "is the input model" in command(f"{args} --store {small}/safe.onnx --resume", code=2)[1]
-    assert "names the same file" in command(f"{args} --store {tmp_path}/x --plot {tmp_path}/x", code=2)[1]
+    assert "is one of the input files" in command(f"{args} --store {small}/safe.onnx --resume", code=2)[1]
+    twice = command(f"{args} --store {tmp_path}/x --plot {tmp_path}/x", code=2)[1]
+    assert "--store and --plot name the same file" in twice
     assert "--metric nonsense" in command(f"{args} --metric nonsense --store {tmp_path}/n.db", code=2)[1]
     assert not (tmp_path / "n.db").exists()
     assert "twice" in command(f"{args} --metric mse --metric mse", code=2)[1]

@@ -12,6 +12,8 @@ from xml.etree import ElementTree
 import matplotlib.image
 import numpy as np
 import pytest
+from device_files import threshold_device
+from digits_example import MODEL, first_samples
 from matplotlib.colors import to_hex
 
 from qtaml_onnx.campaign.plots import Curve, sweep_figure
@@ -22,42 +24,14 @@ from qtaml_onnx.physics import load_device, parse_duration
 from qtaml_onnx.report.schema import Evaluation, EvaluationResult
 from qtaml_onnx.stored import stored_model
 
-DIGITS = Path(__file__).parents[2] / "examples" / "digits"
-MODEL = DIGITS / "digits_cnn.onnx"
 TIMES = ["1ns", "50ns", "1us", "1h"]
-FORGETFUL = """
-name = "forgetful"
-supply_v = 0.9
-temperature_k = 300
-retention = "1ms"
-[planes]
-default = "a"
-[cells.a]
-model = "threshold"
-attempt_hz = 1e13
-capacitance_af = 100
-sense_v = 0.4
-[[cells.a.layers]]
-material = "SiO2"
-thickness_nm = 3.0
-barrier_ev = 3.1
-mass = 0.4
-permittivity = 3.9
-[cells.a.zero]
-exposed_share = 0.0
-[cells.a.one]
-supply_fraction = 1.0
-exposed_share = 1.0
-"""
+FORGETFUL = threshold_device("forgetful", "1ms", more="exposed_share = 1.0\n[cells.a.zero]\nexposed_share = 0.0\n")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty-four of the digits."""
-    path = tmp_path_factory.mktemp("data") / "few.npz"
-    with np.load(DIGITS / "digits_eval.npz") as archive:
-        np.savez(path, **{name: archive[name][:64] for name in archive.files})
-    return path
+    return first_samples(tmp_path_factory.mktemp("data") / "few.npz", 64)
 
 
 def evaluate(data: Path, *words: str | Path, trials: int = 2) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from digits_example import CALIBRATION, MODEL, first_samples
 
 from qtaml_onnx.cli import main
 from qtaml_onnx.errors import InputError
@@ -17,16 +18,12 @@ from qtaml_onnx.plan import read_plan
 from qtaml_onnx.report import render_html
 from qtaml_onnx.report.schema import json_schema, read_report
 
-DIGITS = Path(__file__).resolve().parents[2] / "examples" / "digits"
-MODEL, EVAL, CALIBRATION = DIGITS / "digits_cnn.onnx", DIGITS / "digits_eval.npz", DIGITS / "digits_calibration.npz"
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 100 evaluation samples and a model hardened by output channel."""
     folder = tmp_path_factory.mktemp("channels")
-    with np.load(EVAL) as data:
-        np.savez(folder / "eval.npz", **{name: data[name][:100] for name in data.files})
+    first_samples(folder / "eval.npz", 100)
     args = f"harden {MODEL} -o {folder}/safe.onnx --flip-rate 0.05 --method posterior-mean --budget 0.15 --trials 2 -q"
     more = f"--granularity channel --eval {folder}/eval.npz --calibration {CALIBRATION} --no-sweep --include-small"
     assert main([*args.split(), *more.split()]) == 0
@@ -83,16 +80,16 @@ def test_verify_evaluate_inject_and_summary(made: Path, capsys: pytest.CaptureFi
     assert f"{plan.tensor_count} tensors in {len(plan.tensors)} parts" in capsys.readouterr().out
 
 
-def test_images_are_declined_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_hold_every_part_and_come_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = f"harden {MODEL} -o {tmp_path}/s.onnx --flip-rate 0.05 --method magnitude --budget 0.2 --no-html -q"
     assert main([*args.split(), "--granularity", "channel"]) == 0
     capsys.readouterr()
-    assert main(f"export-image {tmp_path}/s.onnx -o {tmp_path}/image".split()) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "stored in parts by output channel" in error
-    assert "--granularity tensor" in error
-    assert not (tmp_path / "image").exists()
+    plan = read_plan(tmp_path / "s.plan.json")
+    assert main(f"export-image {tmp_path}/s.onnx -o {tmp_path}/image --json".split()) == 0
+    assert json.loads(capsys.readouterr().out)["tensors"] == plan.tensor_count
+    assert main(f"import-image {tmp_path}/image --model {tmp_path}/s.onnx -o {tmp_path}/r.onnx --json".split()) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["wrong_words"], summary["words"]) == (0, sum(tensor.size for tensor in plan.tensors))
 
 
 def test_without_data_channels_go_by_synthetic_inputs(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 /* Reads an image with the shipped C code and writes everything that the code gives, for a test to compare.
- * Usage: dump_weights DIR OUT. OUT gets, a tensor: words (uint16), weights (float), codes (int32) of an integer tensor,
- * bias (float or int32) where it corrects itself; then small tensors; and at the end corrected bits and failed blocks (uint64). */
+ * Usage: dump_weights DIR OUT. OUT gets, a tensor: words (uint16), second words where there are two a weight, weights
+ * (float), codes (int32) of an integer tensor, with the first part of a tensor the weights of all parts, bias (float or
+ * int32) where it corrects itself; then small tensors; and at the end corrected bits and failed blocks (uint64). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -41,32 +42,48 @@ int main(int argc, char **argv) {
   out = fopen(argv[2], "wb");
   if (!out) return 5;
   for (t = 0; t < model->tensor_count; t++) {
-    const qtaml_tensor *tensor = &model->tensors[t];
-    size_t room = tensor->size ? tensor->size : 1;
-    uint16_t *words = malloc(room * sizeof *words);
-    float *weights = malloc(room * sizeof *weights);
-    int32_t *codes = malloc(room * sizeof *codes);
-    uint32_t half = tensor->size / 2;
     uint64_t failed = done.failed_blocks;
-    if (!words || !weights || !codes) return 6;
     if (qtaml_correct(model, t, &image, workspace, QTAML_WORKSPACE_BYTES, &done) != QTAML_OK) return 7;
     if (failed == done.failed_blocks) { /* nothing failed: a second pass has nothing to do */
       if (qtaml_correct(model, t, &image, workspace, QTAML_WORKSPACE_BYTES, &again) != QTAML_OK) return 7;
       if (again.corrected_bits || again.failed_blocks) return 8;
     }
+  }
+  for (t = 0; t < model->tensor_count; t++) {
+    const qtaml_tensor *tensor = &model->tensors[t];
+    uint32_t all = tensor->whole ? tensor->whole->size : tensor->size;
+    size_t room = all ? all : 1;
+    uint16_t *words = malloc(room * sizeof *words);
+    float *weights = malloc(room * sizeof *weights);
+    int32_t *codes = malloc(room * sizeof *codes);
+    uint32_t half = tensor->size / 2;
+    if (!words || !weights || !codes) return 6;
     /* in two parts, so that a range that starts in the middle is read as well */
     if (qtaml_read_words(model, t, &image, 0, half, words) != QTAML_OK) return 9;
     if (qtaml_read_words(model, t, &image, half, tensor->size - half, words + half) != QTAML_OK) return 9;
     if (qtaml_read_weights(model, t, &image, 0, half, weights) != QTAML_OK) return 10;
     if (qtaml_read_weights(model, t, &image, half, tensor->size - half, weights + half) != QTAML_OK) return 10;
     save(words, sizeof *words, tensor->size, out);
+    if (tensor->form == QTAML_TWO_WORDS) {
+      if (qtaml_read_second_words(model, t, &image, 0, half, words) != QTAML_OK) return 23;
+      if (qtaml_read_second_words(model, t, &image, half, tensor->size - half, words + half) != QTAML_OK) return 23;
+      save(words, sizeof *words, tensor->size, out);
+      if (qtaml_read_second_words(model, t, &image, 1, tensor->size, words) != QTAML_BAD_ARGUMENT) return 24;
+    } else if (qtaml_read_second_words(model, t, &image, 0, tensor->size, words) != QTAML_ONE_WORD) {
+      return 24;
+    }
     save(weights, sizeof *weights, tensor->size, out);
-    if (tensor->form >= QTAML_DEQUANTIZE) {
+    if (tensor->form >= QTAML_DEQUANTIZE && tensor->form <= QTAML_INTEGER_GRID) {
       if (qtaml_read_codes(model, t, &image, 0, tensor->size, codes) != QTAML_OK) return 11;
       save(codes, sizeof *codes, tensor->size, out);
     } else if (qtaml_read_codes(model, t, &image, 0, tensor->size, codes) != QTAML_NOT_INTEGER) {
       return 12;
     }
+    half = all / 2;
+    if (qtaml_read_whole_weights(model, t, &image, 0, half, weights) != QTAML_OK) return 25;
+    if (qtaml_read_whole_weights(model, t, &image, half, all - half, weights + half) != QTAML_OK) return 25;
+    if (all && qtaml_read_whole_weights(model, t, &image, 1, all, weights) != QTAML_BAD_ARGUMENT) return 26;
+    if (tensor->whole && t == tensor->whole->first) save(weights, sizeof *weights, all, out);
     if (tensor->bias && tensor->bias->is_integer) {
       int32_t *bias = malloc(tensor->bias->outputs * sizeof *bias);
       if (!bias || qtaml_read_integer_bias(model, t, &image, bias) != QTAML_OK) return 13;

@@ -16,7 +16,6 @@ from stored_models import Stored, fault_options, float_options, optimised, rates
 from qtaml_onnx.carry_out import carry_out
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.fault_inject import fault_inject
-from qtaml_onnx.firmware.image import HardenedModel
 from qtaml_onnx.graph import walk
 from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import OutputSet, save_model
@@ -187,13 +186,6 @@ def test_verify_looks_at_both_words(tmp_path: Path) -> None:
     second.CopyFrom(numpy_helper.from_array(words, second.name))
     onnx.save(proto, hardened)
     assert "stored words" in {check.name for check in verify_files(hardened, original) if not check.passed}
-
-
-def test_memory_images_decline_two_words_and_name_the_mend() -> None:
-    stored = store_pairs(CASES["gemm"]().model)
-    hardened = stored.source.__class__(stored.source.path, stored.source.sha256, stored.hardened)
-    with pytest.raises(InputError, match=r"has two words a weight, .* harden with --longest-word 12 or less"):
-        HardenedModel(hardened, stored.plan)
 
 
 def test_damaged_plans_are_refused(tmp_path: Path) -> None:

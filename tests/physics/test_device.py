@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from device_files import threshold_device
 
 from qtaml_onnx.channel import FlipRates
 from qtaml_onnx.errors import InputError
@@ -20,27 +21,7 @@ CELLS = [
     for name in NAMES
     for cell in load_device(name).cells
 ]
-USER = """
-name = "mine"
-supply_v = 0.9
-temperature_k = 300
-retention = "1s"
-[planes]
-default = "a"
-[cells.a]
-model = "threshold"
-attempt_hz = 1e13
-capacitance_af = 100
-sense_v = 0.4
-[[cells.a.layers]]
-material = "SiO2"
-thickness_nm = 3.0
-barrier_ev = { value = 3.1, source = "measured" }
-mass = 0.4
-permittivity = 3.9
-[cells.a.one]
-supply_fraction = 1.0
-"""
+USER = threshold_device("mine", "1s", barrier='{ value = 3.1, source = "measured" }')
 
 
 def own_value(device: Device, variable: str, cell: str) -> float:

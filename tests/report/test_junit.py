@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from digits_example import EVAL, MODEL
 
 from qtaml_onnx.cli import main
 from qtaml_onnx.report.junit import Case, campaign_cases, evaluation_gate, harden_cases, junit_xml
 from qtaml_onnx.report.schema import Evaluation, EvaluationResult, Gate, Report, Sweep
 
 MakeReport = Callable[..., Report]
-DIGITS = Path(__file__).resolve().parents[2] / "examples" / "digits"
 
 
 def check_junit(text: str) -> ElementTree.Element:
@@ -105,9 +105,9 @@ def test_evaluate_command(
     file = tmp_path / "e.xml"
     arguments = [
         "evaluate",
-        str(DIGITS / "digits_cnn.onnx"),
+        str(MODEL),
         "--eval",
-        str(DIGITS / "digits_eval.npz"),
+        str(EVAL),
         "--trials",
         "2",
     ]
@@ -118,7 +118,7 @@ def test_evaluate_command(
 
 
 def test_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = str(DIGITS / "digits_cnn.onnx")
+    model = str(MODEL)
     base = ["harden", model, "-o", str(tmp_path / "o.onnx"), "--flip-rate", "0.05", "--junit", str(tmp_path / "j.xml")]
     assert main(base) == 2
     assert "--junit needs data to measure on" in capsys.readouterr().err

@@ -144,3 +144,26 @@ def test_what_does_not_fit_is_refused() -> None:
     assert replace(code) == code
     assert len({code, replace(code)}) == 1
     assert code != replace(code, p10=0.2)
+
+
+@pytest.mark.parametrize("bits", [13, 15])
+def test_settled_read_outs_do_not_depend_on_the_order_of_sums(bits: int) -> None:
+    """Sums in other orders, forwards, backwards and pairwise, and of extended precision, round to the same floats."""
+    x = np.random.default_rng(bits).standard_normal(20_000).astype(np.float32)
+    code = design_two_words(x, bits, 0.06, 0.02)
+    settled = np.setdiff1d(np.arange(1 << bits), code.unsettled())
+    assert settled.size > (1 << bits) - 10
+    matrix = code.stored_rates()
+    assert (matrix == matrix.astype(np.float32)).all()
+    words = np.arange(1 << bits)
+    for dtype in (np.float64, np.longdouble):
+        chances = np.ones((len(code.words), 1 << bits), dtype)
+        for plane in range(bits):  # the other way round than the graph
+            chances *= matrix.astype(dtype)[(code.words[:, None] >> plane) & 1, (words >> plane) & 1]
+        below = chances * code.shares[:, None].astype(dtype)
+        above = below * code.means[:, None].astype(dtype)
+        for order in (slice(None), slice(None, None, -1)):
+            ratio = np.cumsum(above[order], axis=0)[-1] / np.cumsum(below[order], axis=0)[-1]
+            np.testing.assert_array_equal(ratio.astype(np.float32)[settled], code.table[settled])
+        ratio = above.sum(axis=0) / below.sum(axis=0)
+        np.testing.assert_array_equal(ratio.astype(np.float32)[settled], code.table[settled])
