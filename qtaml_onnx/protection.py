@@ -41,7 +41,9 @@ __all__ = [
 
 def _rate(p: float) -> float:
     if not 0.0 <= p <= 0.5:
-        raise InputError(f"raw flip rate {p:g} of a protected bit is outside [0, 0.5]; give a lower rate, or protection ideal")
+        raise InputError(
+            f"raw flip rate {p:g} of a protected bit is outside [0, 0.5]; give a lower rate, or protection ideal"
+        )
     return float(p)
 
 

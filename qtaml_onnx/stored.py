@@ -15,7 +15,7 @@ from qtaml_onnx.methods import METHODS
 from qtaml_onnx.modelio import PLAN_KEY, SourceModel, load_model
 from qtaml_onnx.passes.inject_faults import InjectFaults
 from qtaml_onnx.plan import FaultModel, StoragePlan, read_plan
-from qtaml_onnx.planner import Planner, prepare
+from qtaml_onnx.planner import LONGEST_WORD, Planner, prepare
 from qtaml_onnx.small import SmallStorage
 
 __all__ = ["StoredModel", "plan_path", "stored_model"]

@@ -243,7 +243,9 @@ def _bound(variable: str, text: str | None) -> float | None:
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"the end of the range {text!r} is not a number; give --low and --high in nm, V or K") from None
+        raise InputError(
+            f"the end of the range {text!r} is not a number; give --low and --high in nm, V or K"
+        ) from None
 
 
 @device_app.command()

@@ -108,7 +108,9 @@ def solve(
     start = positive(f"lower end of the {variable}'s range", usual_low if low is None else low, _UNITS[variable])
     end = positive(f"upper end of the {variable}'s range", usual_high if high is None else high, _UNITS[variable])
     if not start < end:
-        raise InputError(f"the {variable}'s range from {start:g} to {end:g} {_UNITS[variable]} is empty; give --low below --high")
+        raise InputError(
+            f"the {variable}'s range from {start:g} to {end:g} {_UNITS[variable]} is empty; give --low below --high"
+        )
 
     def log_rate(log_value: ArrayLike) -> Floats:
         value = np.exp(np.asarray(log_value, dtype=np.float64))
@@ -136,8 +138,8 @@ def solve(
     if not branch.min() <= target <= branch.max():
         turn = "" if whole else "; beyond, the rate turns around"
         raise InputError(
-            f"no solution for a flip rate of {rate:g} in this range: {where} gives {ends[0]:.4g} to {ends[1]:.4g}{turn}; "
-            "give another rate, or other ends by --low and --high"
+            f"no solution for a flip rate of {rate:g} in this range: {where} gives {ends[0]:.4g} to {ends[1]:.4g}"
+            f"{turn}; give another rate, or other ends by --low and --high"
         )
     rises = bool(sampled[last] > sampled[first])
     cut = int(np.searchsorted(branch if rises else -branch, target if rises else -target)) + first
