@@ -83,7 +83,11 @@ _ROLES: dict[tuple[str, int], str] = {
     **_quantised("QGemm", scales=(7,), points=(8,)),
     **_quantised("QLinearAdd", "QLinearMul", scales=(1, 4, 6), points=(2, 5, 7)),
     **_quantised("ConvInteger", "MatMulInteger", points=(2, 3)),
-    **_quantised("MatMulNBits", scales=(2,), points=(3,)),
+    **_quantised("MatMulNBits", "GatherBlockQuantized", scales=(2,), points=(3,)),
+    **_quantised("DynamicQuantizeLSTM", scales=(8, 10), points=(9, 11)),
+    ("DynamicQuantizeLSTM", 3): "bias",
+    **{("DynamicQuantizeLSTM", index): "initial state" for index in (5, 6)},
+    ("DynamicQuantizeLSTM", 7): "peephole weights",
 }
 """What small operands are, where the operator says it."""
 
