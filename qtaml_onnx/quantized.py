@@ -238,7 +238,7 @@ def operator_grid(node: ir.Node, operand: int, kind: Kind | None = None) -> tupl
         return _packed_grid(node, dtype, shape), 0
     if node.op_type == "Gather":
         if not gathered_readers(node):
-            raise SiteError("Gather from integers that nothing dequantises")
+            raise SiteError("Gather from integers whose readers do not all take them at one and the same scale")
         bits = _checked_type(dtype, "Gather")
         step, point, along, real = _parameters(*parameter_inputs(node, operand), (), None)
         return IntegerGrid(dtype, bits, shape, step, point, along, 1, real), len(shape) - 1
