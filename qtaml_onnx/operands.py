@@ -49,6 +49,12 @@ def _quantised(
     return {(op_type, index): role for op_type in op_types for index, role in roles.items()}
 
 
+_ON_INTEGERS = (
+    *("QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearReduceMean"),
+    *("QLinearSigmoid", "QLinearSoftmax"),
+)
+"""onnxruntime's operators on one tensor of integers: its scale and zero point, then those of the result."""
+
 _ROLES: dict[tuple[str, int], str] = {
     **{(op_type, 2): "bias" for op_type in ("Conv", "ConvTranspose", "Gemm")},
     **{(op_type, 3): "bias" for op_type in RECURRENT},
@@ -82,6 +88,10 @@ _ROLES: dict[tuple[str, int], str] = {
     **_quantised("QLinearConv", "QLinearMatMul", scales=(6,), points=(7,)),
     **_quantised("QGemm", scales=(7,), points=(8,)),
     **_quantised("QLinearAdd", "QLinearMul", scales=(1, 4, 6), points=(2, 5, 7)),
+    **{("QLinearAdd", index): "addend" for index in (0, 3)},
+    **{("QLinearMul", index): "factor" for index in (0, 3)},
+    **_quantised(*_ON_INTEGERS, scales=(1, 3), points=(2, 4)),
+    **_quantised("QLinearConcat", scales=(0, *range(3, 99, 3)), points=(1, *range(4, 99, 3))),
     **_quantised("ConvInteger", "MatMulInteger", points=(2, 3)),
     **_quantised("MatMulNBits", "GatherBlockQuantized", scales=(2,), points=(3,)),
     **_quantised("DynamicQuantizeLSTM", scales=(8, 10), points=(9, 11)),
@@ -93,7 +103,7 @@ _ROLES: dict[tuple[str, int], str] = {
 
 
 _ELEMENTWISE = {"Add": "addend", "Sub": "addend", "Mul": "factor", "Div": "factor"}
-_PASSED_ON = LAYOUT_OPERATORS | {"Cast", "DequantizeLinear", "Expand", "QuantizeLinear", "Tile"}
+_PASSED_ON = LAYOUT_OPERATORS | {"Cast", "DequantizeLinear", "Expand", "QuantizeLinear", "Slice", "Tile"}
 
 _BIASED_BY_ADD = frozenset({"Conv", "Einsum", "FusedMatMul", "MatMul"})
 """Operators whose bias is a vector that an Add behind them takes."""
