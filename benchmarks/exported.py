@@ -4,8 +4,8 @@
 
 Each .onnx file of the folder is hardened twice, without calibration data and with N random inputs of the shapes that it
 declares, and what was written is verified against the original. `export_models.py` fills such a folder. The table is
-Markdown; a model that the tool declines has its reason in the place of the result, and anything but a reason is a
-defect, with exit code 1.
+Markdown: "kept" counts what is left as it is, by reasons that follow the table; a model that the tool declines has its
+reason in the place of the result, and anything but a reason is a defect, with exit code 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -34,7 +34,7 @@ from qtaml_onnx.errors import QtamlError
 from qtaml_onnx.modelio import OutputSet, load_model, save_model
 from qtaml_onnx.runtime import create_session
 
-HEADER = ("model", "exporter", "opset", "weights", "bits", "kept as they are", "verified", "seconds", "difference")
+HEADER = ("model", "exporter", "opset", "weights", "bits", "kept", "verified", "seconds", "difference")
 
 
 @dataclass
@@ -123,12 +123,31 @@ def measure(path: Path, rate: float, samples: Iterable[int]) -> Row:
 def cells(row: Row) -> list[str]:
     """The row as it is printed; of the runs, first the one without calibration."""
     runs = list(row.runs.values())
-    reasons = "; ".join(f"{count} {reason}" for reason, count in runs[0].left_out.items()) or "–"
     verdicts = list(dict.fromkeys(run.verdict for run in runs))
     seconds = " / ".join(f"{run.seconds:.1f}" for run in runs)
     off = " / ".join("–" if np.isnan(run.difference) else f"{run.difference:.3f}" for run in runs)
     found = [str(runs[0].tensors), f"{runs[0].bits:,}"]
-    return [row.name, row.exporter, row.opset, *found, reasons, " / ".join(verdicts), seconds, off]
+    return [
+        row.name,
+        row.exporter,
+        row.opset,
+        *found,
+        str(sum(runs[0].left_out.values())),
+        " / ".join(verdicts),
+        seconds,
+        off,
+    ]
+
+
+def kept(rows: Iterable[Row]) -> Iterator[str]:
+    """By reason, how much was left out in how many models."""
+    tensors, models = Counter[str](), Counter[str]()
+    for row in rows:
+        left_out = next(iter(row.runs.values())).left_out
+        tensors.update(left_out)
+        models.update(left_out.keys())
+    for reason, count in tensors.most_common():
+        yield f"{reason}: {count} in {models[reason]} model{'s' if models[reason] > 1 else ''}"
 
 
 def line(columns: Iterable[str]) -> str:
@@ -158,6 +177,7 @@ def main() -> None:
         if fnmatchcase(path.stem, arguments.only):
             rows.append(measure(path, arguments.flip_rate, sorted({0, arguments.samples})))
             print(line(cells(rows[-1])), flush=True)
+    print("\nKept as they are:", *kept(rows), sep="\n- ")
     if arguments.out:
         arguments.out.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
     sys.exit(any(run.defect for row in rows for run in row.runs.values()))
