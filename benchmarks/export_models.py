@@ -116,6 +116,8 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
                 tensor *= 1 + 0.1 * torch.rand_like(tensor)
                 if tensor.ndim == 1:
                     tensor += 0.1 * torch.rand_like(tensor)
+                elif not tensor.any():  # a head that would give its bias whatever it reads
+                    tensor.normal_(std=0.02)
     if name in LANGUAGE:
         return model, torch.randint(0, WORDS, (1, TOKENS))
     return model, torch.randn(1, 3, SIDE, SIDE)

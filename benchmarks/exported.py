@@ -125,7 +125,7 @@ def cells(row: Row) -> list[str]:
     runs = list(row.runs.values())
     verdicts = list(dict.fromkeys(run.verdict for run in runs))
     seconds = " / ".join(f"{run.seconds:.1f}" for run in runs)
-    off = " / ".join("–" if np.isnan(run.difference) else f"{run.difference:.3f}" for run in runs)
+    off = " / ".join("–" if np.isnan(run.difference) else f"{run.difference:.2g}" for run in runs)
     found = [str(runs[0].tensors), f"{runs[0].bits:,}"]
     return [
         row.name,
