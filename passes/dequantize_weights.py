@@ -4,7 +4,9 @@
     QLinearConv, QLinearMatMul,
     com.microsoft::QGemm             Dequantize(x), Conv, MatMul or Gemm on floats, Quantize
     ConvInteger, MatMulInteger       the same in floats: W − zero point, the result cast back to 32-bit integers
-    Gather(W), DequantizeLinear      Gather of floats
+    Gather(W), DequantizeLinear      Gather of floats; a QuantizeLinear before other readers of the integers
+    com.microsoft::GatherBlockQuantized    Gather of floats
+    com.microsoft::DynamicQuantizeLSTM     Transpose, LSTM
     com.microsoft::MatMulNBits       Transpose, MatMul[, Add]
     com.microsoft::QLinearAdd, …Mul  Dequantize, Add or Mul on floats, Quantize
 
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 
 from qtaml_onnx.graph import Owner, constant_array, constant_tensor, is_constant, walk
 from qtaml_onnx.passes._graph import NameTable, NodeBuilder, add_constant, discard
-from qtaml_onnx.quantized import BIAS_INPUTS, MICROSOFT, gathered_dequantize
+from qtaml_onnx.quantized import BIAS_INPUTS, MICROSOFT, gathered_readers
 from qtaml_onnx.weights import Weight, find_weights
 
 __all__ = ["DequantizeWeights"]
@@ -52,8 +54,9 @@ class DequantizeWeights(ir.passes.InPlacePass):
             return ir.passes.PassResult(model, modified=False)
         names = NameTable(model)
         held = {weight.name: weight.value for weight in weights if weight.grid is None}
+        floats = _expand_recurrent(model, quantised, names)
         for weight in quantised:
-            held[weight.name] = _Rewriter(model, weight, names).run()
+            held[weight.name] = _Rewriter(model, weight, names, floats.get(id(weight.stored))).run()
         _expand_elementwise(model, names)
         _unround(model, names)
         now = {id(weight.value): weight for weight in find_weights(model).weights}
@@ -64,8 +67,8 @@ class DequantizeWeights(ir.passes.InPlacePass):
 class _Rewriter:
     """Rewrites the reader of one weight."""
 
-    def __init__(self, model: ir.Model, weight: Weight, names: NameTable) -> None:
-        self.model, self.weight, self.names = model, weight, names
+    def __init__(self, model: ir.Model, weight: Weight, names: NameTable, floats: ir.Value | None) -> None:
+        self.model, self.weight, self.names, self.floats = model, weight, names, floats
         self.node = weight.consumer
         self.builder = NodeBuilder(model, weight.owner, weight.name, "real", names)
         self.then = self.builder.then
@@ -103,14 +106,13 @@ class _Rewriter:
 
     def _expand(self, value: ir.Value) -> None:
         node = self.node
+        if self.floats is not None:
+            product = self.floats.producer()
+            self.floats.replace_all_uses_with(value)
+            _drop_all(product)
+            return
         if node.op_type == "Gather":
-            dequantize = gathered_dequantize(node)
-            if dequantize is not None:
-                node.replace_input_with(0, value)
-                gathered, real = node.outputs[0], dequantize.outputs[0]
-                real.replace_all_uses_with(gathered, replace_graph_outputs=True)
-                gathered.type, gathered.name, real.name = None, real.name, gathered.name
-                _drop(dequantize)
+            self._gather(value)
             return
         result = {
             "QLinearConv": self._convolution,
@@ -119,8 +121,38 @@ class _Rewriter:
             "ConvInteger": self._integer,
             "MatMulInteger": self._integer,
             "MatMulNBits": self._packed,
+            "GatherBlockQuantized": self._gathered_blocks,
         }[node.op_type](value)
         _replace(node, self.builder.nodes, result, "before")
+
+    def _gather(self, value: ir.Value) -> None:
+        """A Gather of floats: layout operators pass these on as they did the integers."""
+        readers = gathered_readers(self.node)
+        self.node.replace_input_with(0, value)
+        for reader, index in readers:
+            passed_on = reader.inputs[index]
+            self._untype(passed_on)
+            builder = NodeBuilder(self.model, self.weight.owner, self.weight.name, "real", self.names)
+            if reader.op_type == "DequantizeLinear":
+                _replace(reader, builder.nodes, builder.then("Identity", [passed_on]), "integers")
+            else:
+                scale, point = (*reader.inputs[index + 1 : index + 3], None, None)[:2]
+                if point is None:
+                    point = self.constant("zero_point", np.zeros((), self.weight.dtype.numpy()))
+                quantised = builder.then("QuantizeLinear", [passed_on, scale, point])
+                reader.prepend(builder.nodes)
+                reader.replace_input_with(index, quantised)
+
+    def _untype(self, value: ir.Value | None) -> None:
+        """Forgets that values between the table and a reader were integers."""
+        while value is not None and not is_constant(value):
+            value.type = None
+            producer = value.producer()
+            value = producer.inputs[0] if producer is not None else None
+
+    def _gathered_blocks(self, value: ir.Value) -> ir.Value:
+        axis = self.node.attributes["gather_axis"].as_int() if "gather_axis" in self.node.attributes else 0
+        return self.then("Gather", [value, self._input(1)], {"axis": axis})
 
     def _input(self, index: int) -> ir.Value | None:
         return self.node.inputs[index] if index < len(self.node.inputs) else None
@@ -187,6 +219,44 @@ def _floats(weight: Weight) -> ir.TensorProtocol:
     return ir.LazyTensor(compute, dtype=ir.DataType.from_numpy(grid.float_type), shape=ir.Shape(grid.shape))
 
 
+def _expand_recurrent(model: ir.Model, weights: Sequence[Weight], names: NameTable) -> dict[int, ir.Value]:
+    """An LSTM in the place of each com.microsoft::DynamicQuantizeLSTM that reads one of the weights.
+
+    Its matrices are (integer − zero point) · step, transposed, as the integers stand with their units last.
+
+    Returns:
+        For the matrices, by the identity of their integers, that product.
+    """
+    floats: dict[int, ir.Value] = {}
+    readers = {id(weight.consumer): weight for weight in weights if weight.consumer.op_type == "DynamicQuantizeLSTM"}
+    for weight in readers.values():
+        node, builder = weight.consumer, NodeBuilder(model, weight.owner, weight.name, "real", names)
+        given = [*node.inputs, *[None] * (12 - len(node.inputs))]
+        matrices = []
+        for operand, first in ((1, 8), (2, 10)):
+            integers, step, point = given[operand], *given[first : first + 2]
+            shape = builder.constant("spread", np.asarray([0, 1, -1], np.int64))  # a step a direction or unit
+            product = builder.then("Cast", [integers], {"to": ir.DataType.FLOAT})
+            if point is not None:
+                counted = builder.then("Cast", [point], {"to": ir.DataType.FLOAT})
+                product = builder.then("Sub", [product, builder.then("Reshape", [counted, shape])])
+            product = builder.then("Mul", [product, builder.then("Reshape", [step, shape])])
+            matrices.append(builder.then("Transpose", [product], {"perm": [0, 2, 1]}))
+            if integers is not None:
+                floats[id(integers)] = product
+        inputs = [given[0], *matrices, *given[3:8]]
+        lstm = ir.node("LSTM", inputs, dict(node.attributes), num_outputs=len(node.outputs), name=names.fresh("LSTM"))
+        node.prepend([*builder.nodes, lstm])
+        for old, new in zip(node.outputs, lstm.outputs, strict=True):
+            name = old.name
+            old.name = names.fresh(f"{name}.quantised") if name else name
+            new.type, new.shape = old.type, old.shape
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+            new.name = name
+        _drop(node)
+    return floats
+
+
 def _expand_elementwise(model: ir.Model, names: NameTable) -> None:
     """Floats between Dequantize and Quantize in the place of com.microsoft::QLinearAdd and QLinearMul."""
     for _root, node in list(walk(model)):
@@ -248,6 +318,15 @@ def _replace(node: ir.Node, nodes: Sequence[ir.Node], result: ir.Value, was: str
     old.replace_all_uses_with(result, replace_graph_outputs=True)
     result.name = name
     _drop(node)
+
+
+def _drop_all(node: ir.Node | None) -> None:
+    """Drops an operator whose results nothing reads, and those before it that were for it alone."""
+    if node is not None and not any(output.uses() or output.is_graph_output() for output in node.outputs):
+        before = [value.producer() for value in node.inputs if value is not None and not is_constant(value)]
+        _drop(node)
+        for producer in before:
+            _drop_all(producer)
 
 
 def _drop(node: ir.Node) -> None:

@@ -3,7 +3,8 @@
 Older exporters make weights with ConstantOfShape, or scale and join them with arithmetic on constants; quantisers leave
 a QuantizeLinear over the float weight. Such a constant expression is evaluated once and becomes an initializer (a
 Constant node inside a function). Operators that only change the layout, and a DequantizeLinear, stay: onnxruntime folds
-or fuses them, and the constant behind them is what is stored.
+or fuses them, and the constant behind them is what is stored. An Identity over a constant goes: by it, an exporter that
+finds equal constants has them share one, and what reads it would seem to have a weight or bias that is computed.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ _MOST_BYTES = 1 << 31
 
 
 class FoldWeights(ir.passes.InPlacePass):
-    """Replaces constant expressions behind weight operands by their values."""
+    """Replaces constant expressions behind weight operands by their values, and constants' copies by the constants."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Folds in place; unchanged where every weight is stored already."""
+        copies = _remove_copies(model)
         computable = _computable_nodes(model)
         folded = 0
         for root, node in list(walk(model)):
@@ -52,8 +54,23 @@ class FoldWeights(ir.passes.InPlacePass):
                     folded += _replace(model, root, value, list(_cone(producer)))
         if folded:
             RemoveUnusedNodesPass()(model)
-            logger.info("fold weights: %d computed from constants", folded)
-        return ir.passes.PassResult(model, modified=bool(folded))
+        if folded or copies:
+            logger.info("fold weights: %d computed from constants, %d copies of constants", folded, copies)
+        return ir.passes.PassResult(model, modified=bool(folded or copies))
+
+
+def _remove_copies(model: ir.Model) -> int:
+    """Lets the readers of Identity operators over constants read the constants; those of graph outputs stay."""
+    count = 0
+    for _root, node in list(walk(model)):
+        if node.op_type != "Identity" or node.domain not in STANDARD_DOMAINS or node.graph is None:
+            continue
+        source, copy = node.inputs[0], node.outputs[0]
+        if source is not None and is_constant(source) and not copy.is_graph_output():
+            copy.replace_all_uses_with(source)
+            node.graph.remove(node, safe=True)
+            count += 1
+    return count
 
 
 def _behind_layout(value: ir.Value | None) -> ir.Value | None:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtaml_onnx.errors import InputError
+from qtaml_onnx.integer_grid import IntegerGrid
 from qtaml_onnx.plan_values import HALF_PRECISION_BITS, WordsType
-from qtaml_onnx.quantized import IntegerGrid
 from qtaml_onnx.storage import Code, ReadOut
 from qtaml_onnx.storage.grouped import GroupedCode
 from qtaml_onnx.storage.two_words import TwoWordCode

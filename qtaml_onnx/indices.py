@@ -45,6 +45,8 @@ def _table_length(node: ir.Node, operand: int) -> int | None:
     """Entries of the constant table that an operand of a node is an index into; None if it is none."""
     if node.op_type == "Gather" and node.domain in STANDARD_DOMAINS and operand == 1:
         table, axis = node.inputs[0], node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+    elif node.op_type == "GatherBlockQuantized" and operand == 1:
+        table, axis = node.inputs[0], node.attributes["gather_axis"].as_int() if "gather_axis" in node.attributes else 0
     elif node.op_type == "EmbedLayerNormalization" and operand < 2:
         table, axis = node.inputs[(2, 4)[operand]], 0
     else:

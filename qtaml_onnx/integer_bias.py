@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from qtaml_onnx.forms import floats
 from qtaml_onnx.graph import constant_array, is_constant
+from qtaml_onnx.integer_grid import IntegerGrid
 from qtaml_onnx.layers import Layer, mean_response
 from qtaml_onnx.plan_values import BiasPlan, QuantizedBias
-from qtaml_onnx.quantized import IntegerGrid
 from qtaml_onnx.weights import Weight
 
 __all__ = ["integer_bias"]
@@ -60,7 +60,7 @@ def integer_bias(
         return plan
     place = _place(weight, grid)
     outputs = len(plan.target)
-    if place is None or grid.block > 1 or grid.step.size not in (1, outputs):
+    if place is None or grid.blocked or grid.step.size not in (1, outputs):
         return None
     steps = np.ravel(grid.step).astype(np.float64)
     planned = np.asarray(plan.mean_input, dtype=np.float64)

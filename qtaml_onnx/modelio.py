@@ -33,7 +33,7 @@ from qtaml_onnx.graph import constant_tensor, graphs_of, is_constant, walk
 from qtaml_onnx.old_opsets import is_old, raise_opset
 from qtaml_onnx.outputs import OutputSet, check_free_space
 from qtaml_onnx.sparse import is_sparse, make_dense, make_sparse
-from qtaml_onnx.validation import check_names, check_proto, fill_attributes, first_line, tensors_of
+from qtaml_onnx.validation import check_names, check_proto, fill_attributes, first_line, sort_graphs, tensors_of
 from qtaml_onnx.wire import Buffer, StreamedTensor, cut_raw_data, write_inline
 
 __all__ = [
@@ -131,6 +131,7 @@ def load_model(path: str | os.PathLike[str]) -> SourceModel:
     data = _read(path)
     proto, own = _parse(path, data)
     fill_attributes(proto)
+    sort_graphs(proto)
     raised = None
     if is_old(proto):  # the converter wants all values at hand
         proto.ParseFromString(bytes(data))

@@ -182,7 +182,7 @@ class QuantizedBias(PlanValue):
 
 
 class PackedWords(PlanValue):
-    """How read words are packed into bytes for MatMulNBits: see `qtaml_onnx.quantized.Packing`."""
+    """How read words are packed into bytes for MatMulNBits: see `qtaml_onnx.integer_grid.Packing`."""
 
     bits: int
     shape: tuple[int, int, int]

@@ -1,45 +1,38 @@
-"""Weights that a model stores as integers: which operators read them, and which real number each integer stands for.
+"""Weights that a model stores as integers: which operators read them, and what these say of the integers.
 
-Three families: an integer constant behind a DequantizeLinear (QDQ), or behind a Gather whose result is dequantised;
-operators that compute on integers (QLinearConv, QLinearMatMul, ConvInteger, MatMulInteger, com.microsoft::QGemm); and
-com.microsoft::MatMulNBits, whose words of 2, 4 or 8 bits are packed into bytes. Everywhere a weight is
-(integer − zero point) · step, one step and zero point for the tensor, for each channel or for each block.
+Four families: an integer constant behind a DequantizeLinear (QDQ), or behind a Gather whose result is dequantised or
+read by operators that are told its scale; operators that compute on integers (QLinearConv, QLinearMatMul, ConvInteger,
+MatMulInteger, com.microsoft::QGemm); operators that dequantise for themselves (com.microsoft::DynamicQuantizeLSTM and
+GatherBlockQuantized); and com.microsoft::MatMulNBits, whose words of 2, 4 or 8 bits are packed into bytes. Everywhere a
+weight is (integer − zero point) · step, one step and zero point for the tensor, for each channel or for each block.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qtaml_onnx.graph import STANDARD_DOMAINS, constant_array, constant_tensor, is_constant
-from qtaml_onnx.storage.tensor import blocks
+from qtaml_onnx.integer_grid import IntegerGrid, Packing
 
 __all__ = [
     "BIAS_INPUTS",
     "INTEGER_OPERANDS",
     "MICROSOFT",
     "WORD_BITS",
-    "IntegerGrid",
-    "Packing",
     "SiteError",
     "dequantize_grid",
-    "gathered_dequantize",
+    "gathered_readers",
     "integer_operands",
     "operator_grid",
     "parameter_inputs",
 ]
 
 Integers = NDArray[np.int32]
-Narrow = NDArray[np.integer]
 Floats = NDArray[np.float32]
-_Number = TypeVar("_Number", np.int32, np.float32)
-
-_FLOAT: np.dtype[np.generic] = np.dtype(np.float32)
 
 MICROSOFT = "com.microsoft"
 """Domain of onnxruntime's own operators."""
@@ -51,6 +44,8 @@ INTEGER_OPERANDS: dict[tuple[str, str], tuple[int, ...]] = {
     ("", "MatMulInteger"): (1, 0),
     (MICROSOFT, "QGemm"): (3,),
     (MICROSOFT, "MatMulNBits"): (1,),
+    (MICROSOFT, "DynamicQuantizeLSTM"): (1, 2),
+    (MICROSOFT, "GatherBlockQuantized"): (0,),
 }
 """Operators that read integer weights, and the inputs that are weights where they are constant."""
 
@@ -67,148 +62,21 @@ WORD_BITS = {
 }
 """Bits of the integer types whose weights are stored."""
 
-_SIGNED = frozenset({ir.DataType.INT4, ir.DataType.INT8, ir.DataType.INT16})
+_TOLD = {
+    ("", "DequantizeLinear"): (0,),
+    ("", "QLinearMatMul"): (0, 3),
+    (MICROSOFT, "QLinearAdd"): (0, 3),
+    (MICROSOFT, "QLinearMul"): (0, 3),
+}
+"""Operators that take the scale and the zero point of an operand as the two inputs behind it, by operand."""
+
+_PASSED_ON = frozenset({"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"})
 _LEAST_BLOCK = 16
-"""Smallest block that MatMulNBits takes."""
+"""Smallest block that MatMulNBits and GatherBlockQuantized take."""
 
 
 class SiteError(Exception):
     """Why an integer constant cannot be stored; the text is the reason that reports give."""
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How com.microsoft::MatMulNBits packs a matrix [N, K] of words into bytes [N, blocks, bytes a block], low first.
-
-    Attributes:
-        bits: Of a word: 2, 4 or 8.
-        shape: Of the packed bytes.
-        filler: The word in the places that fill up the last block of a row: the zero point, so that it stands for 0.
-    """
-
-    bits: int
-    shape: tuple[int, int, int]
-    filler: int
-
-    @property
-    def places(self) -> int:
-        """Words that the bytes of a row have room for."""
-        return self.shape[1] * self.shape[2] * 8 // self.bits
-
-    def unpack(self, packed: NDArray[np.uint8], columns: int) -> NDArray[np.uint8]:
-        """The words, uint8 [N, columns]."""
-        flat = packed.reshape(self.shape[0], -1)
-        words = np.empty((*flat.shape, 8 // self.bits), dtype=np.uint8)
-        for field in range(8 // self.bits):
-            np.right_shift(flat, field * self.bits, out=words[..., field])
-        words &= np.uint8((1 << self.bits) - 1)
-        return words.reshape(self.shape[0], -1)[:, :columns]
-
-    def pack(self, words: Narrow) -> NDArray[np.uint8]:
-        """The bytes."""
-        full = np.full((self.shape[0], self.places), self.filler, dtype=np.uint8)
-        full[:, : words.shape[1]] = words
-        fields = full.reshape(*self.shape, 8 // self.bits)
-        packed = np.zeros(self.shape, dtype=np.uint8)
-        for field in range(8 // self.bits):
-            packed |= fields[..., field] << np.uint8(field * self.bits)
-        return packed
-
-
-@dataclass(frozen=True, eq=False)
-class IntegerGrid:
-    """What the integers of a weight are and stand for.
-
-    Attributes:
-        dtype: Element type of the constant that the graph reads; UINT8 for packed words.
-        bits: Bits of an integer.
-        shape: Of the weight; [N, K] for packed words.
-        step: Weight units an integer, float32: a scalar, one a channel, or one a block.
-        zero_point: The integers that stand for 0, int32, the shape of `step`.
-        axis: The axis along which steps differ; None for a scalar.
-        block: Extent of a block along `axis`; 1 where steps are one a channel.
-        float_type: The float type that the operator computes in.
-        packing: Of MatMulNBits.
-    """
-
-    dtype: ir.DataType
-    bits: int
-    shape: tuple[int, ...]
-    step: Floats
-    zero_point: Integers
-    axis: int | None = None
-    block: int = 1
-    float_type: np.dtype[np.generic] = _FLOAT
-    packing: Packing | None = None
-
-    @property
-    def signed(self) -> bool:
-        """Whether integers below 0 exist."""
-        return self.dtype in _SIGNED
-
-    @property
-    def half_range(self) -> int:
-        """Largest magnitude of a symmetric integer: 127 of 8 bits."""
-        return (1 << (self.bits - 1)) - 1
-
-    @property
-    def center(self) -> int:
-        """The integer that weights are coded around: the zero point, or the middle where zero points differ."""
-        first = int(np.ravel(self.zero_point)[0])
-        if (self.zero_point == first).all():
-            return first
-        return 0 if self.signed else 1 << (self.bits - 1)
-
-    @property
-    def parameter_bits(self) -> int:
-        """Bits of the model's own steps and zero points (those that are not all 0)."""
-        points = self.bits * self.zero_point.size if self.zero_point.any() else 0
-        return int(8 * self.float_type.itemsize * self.step.size + points)
-
-    def spread(self, values: NDArray[_Number], part: tuple[Any, ...] = (...,)) -> NDArray[_Number]:
-        """Steps or zero points in a shape that broadcasts against a part of the weight.
-
-        Args:
-            values: Steps or zero points.
-            part: Slices along the first axes, as `storage.tensor.blocks` gives them; all of the weight if left out.
-        """
-        rank = len(self.shape)
-        if self.axis is None:
-            return values.reshape((1,) * rank)
-        slices = [slice(None) if i >= len(part) or part[i] is ... else part[i] for i in range(rank)]
-        own = np.arange(self.shape[self.axis])[slices[self.axis]]
-        if values.ndim == 1 and self.block == 1:
-            return values[own].reshape(tuple(-1 if i == self.axis else 1 for i in range(rank)))
-        slices[self.axis] = slice(None)
-        return values[tuple(slices)].take(own // self.block, axis=self.axis)
-
-    def integers(self, stored: NDArray[np.generic]) -> Narrow:
-        """The integers of the stored constant, [shape], in a type of 8 bits, or of 16 where they have as many."""
-        if self.packing is not None:
-            return self.packing.unpack(stored.view(np.uint8), self.shape[1])
-        size = "int8" if self.bits <= 8 else "int16"
-        return stored.astype(size if self.signed else f"u{size}", copy=False)
-
-    def constant(self, integers: Narrow) -> NDArray[np.generic]:
-        """The constant that the graph reads for these integers: the inverse of `integers`."""
-        if self.packing is not None:
-            return self.packing.pack(integers)
-        return integers.astype(self.dtype.numpy())
-
-    def dequantize(self, integers: Narrow) -> NDArray[np.floating]:
-        """The weights, [shape], in the operator's float type."""
-        real = np.empty(self.shape, dtype=self.float_type)
-        for part in blocks(self.shape):
-            counted = integers[part].astype(np.int32) - self.spread(self.zero_point, part)
-            real[part] = counted.astype(np.float32) * self.spread(self.step, part)
-        return real
-
-    def centred(self, integers: Narrow) -> Narrow:
-        """The integers less the one that they are coded around, in a type that has room for that."""
-        if not self.center:
-            return integers
-        kind: type[np.signedinteger] = np.int16 if self.bits <= 8 else np.int32
-        return np.subtract(integers, self.center, dtype=kind)
 
 
 def _parameters(
@@ -273,27 +141,62 @@ def dequantize_grid(node: ir.Node, kind: Kind | None = None) -> IntegerGrid:
     axis = _integer(node, "axis", 1)
     axis = axis % len(shape) if shape and -len(shape) <= axis < len(shape) else 0
     block = _integer(node, "block_size")
-    scale, zero = _constant(node, 1), _constant(node, 2)
-    if scale is None:
+    if block:
+        return _blocked_grid(node, dtype, shape, axis, block)
+    if _constant(node, 1) is None:
         raise SiteError("DequantizeLinear without a scale")
-    if not block:
-        step, point, along, real = _parameters(*parameter_inputs(node, 0), shape, axis)
-        return IntegerGrid(dtype, bits, shape, step, point, along, 1, real)
+    step, point, along, real = _parameters(*parameter_inputs(node, 0), shape, axis)
+    return IntegerGrid(dtype, bits, shape, step, point, along, 1, real)
+
+
+def _blocked_grid(node: ir.Node, dtype: ir.DataType, shape: tuple[int, ...], axis: int, block: int) -> IntegerGrid:
+    """One step and zero point for each block along an axis."""
+    scale = _constant(node, parameter_inputs(node, 0)[1])
     expected = tuple(-(-n // block) if i == axis else n for i, n in enumerate(shape))
-    if scale.shape != expected:
-        raise SiteError(f"DequantizeLinear whose blocked scales are {list(scale.shape)}, not {list(expected)}")
-    point = np.zeros(scale.shape, np.int32) if zero is None else zero.astype(np.int32)
-    return IntegerGrid(dtype, bits, shape, scale.astype(np.float32), point, axis, block, scale.dtype)
+    if scale is None or scale.shape != expected:
+        found = "missing" if scale is None else list(scale.shape)
+        raise SiteError(f"{node.op_type} whose blocked scales are {found}, not {list(expected)}")
+    point = _points(node, 0, expected)
+    return IntegerGrid(dtype, WORD_BITS[dtype], shape, scale.astype(np.float32), point, axis, block, scale.dtype)
 
 
-def gathered_dequantize(node: ir.Node) -> ir.Node | None:
-    """The DequantizeLinear that alone reads the result of a Gather, as quantisers leave it at an embedding."""
-    if node.op_type != "Gather" or node.outputs[0].is_graph_output():
-        return None
-    uses = list(node.outputs[0].uses())
-    if len(uses) != 1 or uses[0].idx != 0 or uses[0].node.op_type != "DequantizeLinear":
-        return None
-    return uses[0].node
+def _points(node: ir.Node, operand: int, shape: tuple[int, ...]) -> Integers:
+    """Zero points of the shape of the scales; 0 if the operator has none."""
+    zero = _constant(node, parameter_inputs(node, operand)[2])
+    if zero is None:
+        return np.zeros(shape, np.int32)
+    if zero.shape != shape:
+        raise SiteError(f"{node.op_type} whose zero points are {list(zero.shape)}, its scales {list(shape)}")
+    return zero.astype(np.int32)
+
+
+Reader = tuple[ir.Node, int]
+"""An operator, and as which input it reads something."""
+
+
+def gathered_readers(node: ir.Node) -> list[Reader]:
+    """Who reads the integers that a Gather takes from a table, past layout operators, and is told what they stand for.
+
+    Quantisers leave so at an embedding a DequantizeLinear, or operators on integers that take its scale and zero point.
+    Empty if something else reads them as well, or if the readers are told different things.
+    """
+    if node.op_type != "Gather":
+        return []
+    found: list[Reader] = []
+    values = [node.outputs[0]]
+    for value in values:
+        if value.is_graph_output():
+            return []
+        for reader, index in value.uses():
+            domain = "" if reader.domain in STANDARD_DOMAINS else reader.domain
+            if index in _TOLD.get((domain, reader.op_type), ()):
+                found.append((reader, index))
+            elif index == 0 and not domain and reader.op_type in _PASSED_ON:
+                values.append(reader.outputs[0])
+            else:
+                return []
+    told = {tuple(id(value) for value in reader.inputs[index + 1 : index + 3]) for reader, index in found}
+    return found if len(told) == 1 else []
 
 
 def parameter_inputs(node: ir.Node, operand: int) -> tuple[ir.Node, int | None, int]:
@@ -305,11 +208,14 @@ def parameter_inputs(node: ir.Node, operand: int) -> tuple[ir.Node, int | None, 
     """
     match node.op_type:
         case "Gather":
-            return gathered_dequantize(node) or node, 1, 2
+            reader, index = next(iter(gathered_readers(node)), (node, 0))
+            return reader, index + 1, index + 2
         case "DequantizeLinear":
             return node, 1, 2
-        case "MatMulNBits":
+        case "MatMulNBits" | "GatherBlockQuantized":
             return node, 2, 3
+        case "DynamicQuantizeLSTM":
+            return node, 6 + 2 * operand, 7 + 2 * operand
         case "ConvInteger" | "MatMulInteger":
             return node, None, 2 + operand
         case _:  # QLinearConv, QLinearMatMul, QGemm
@@ -331,15 +237,18 @@ def operator_grid(node: ir.Node, operand: int, kind: Kind | None = None) -> tupl
     if node.op_type == "MatMulNBits":
         return _packed_grid(node, dtype, shape), 0
     if node.op_type == "Gather":
-        dequantize = gathered_dequantize(node)
-        if dequantize is None:
-            raise SiteError("Gather from integers that nothing dequantises")
+        if not gathered_readers(node):
+            raise SiteError("Gather from integers whose readers do not all take them at one and the same scale")
         bits = _checked_type(dtype, "Gather")
         step, point, along, real = _parameters(*parameter_inputs(node, operand), (), None)
         return IntegerGrid(dtype, bits, shape, step, point, along, 1, real), len(shape) - 1
     bits = _checked_type(dtype, node.op_type)
+    if node.op_type == "GatherBlockQuantized":
+        return _gathered_blocks_grid(node, dtype, shape), len(shape) - 1
     if bits != 8:
         raise SiteError(f"{node.op_type} over {dtype.name}: only words of 8 bits are stored")
+    if node.op_type == "DynamicQuantizeLSTM":
+        return _recurrent_grid(node, operand, dtype, shape), 2
     match node.op_type:
         case "QLinearConv" | "ConvInteger":
             axis = 0
@@ -352,6 +261,36 @@ def operator_grid(node: ir.Node, operand: int, kind: Kind | None = None) -> tupl
     step, point, along, real = _parameters(*parameter_inputs(node, operand), shape, axis if axis >= 0 else None)
     channels = axis if len(shape) > 1 and axis >= 0 else None
     return IntegerGrid(dtype, bits, shape, step, point, along, 1, real), channels
+
+
+def _gathered_blocks_grid(node: ir.Node, dtype: ir.DataType, shape: tuple[int, ...]) -> IntegerGrid:
+    """That of com.microsoft::GatherBlockQuantized over a table whose element type is an integer of 4 bits."""
+    if dtype not in (ir.DataType.INT4, ir.DataType.UINT4):
+        raise SiteError(f"GatherBlockQuantized over {dtype.name}: only elements of type INT4 and UINT4 are known")
+    axis, block = _integer(node, "quantize_axis", 1), _integer(node, "block_size", 128)
+    if not -len(shape) <= axis < len(shape) or block < _LEAST_BLOCK:
+        raise SiteError(f"GatherBlockQuantized in blocks of {block} along axis {axis} of a table {list(shape)}")
+    return _blocked_grid(node, dtype, shape, axis % len(shape), block)
+
+
+def _recurrent_grid(node: ir.Node, operand: int, dtype: ir.DataType, shape: tuple[int, ...]) -> IntegerGrid:
+    """That of com.microsoft::DynamicQuantizeLSTM, of weights [directions, inputs, 4 · hidden].
+
+    A step a direction, or one a direction and gate unit.
+    """
+    scale = _constant(node, parameter_inputs(node, operand)[1])
+    if len(shape) != 3 or scale is None or scale.shape not in (shape[:1], (shape[0], shape[2])):
+        raise SiteError("DynamicQuantizeLSTM whose scales are neither one a direction nor one a unit of its gates")
+    point = _points(node, operand, scale.shape)
+    step = scale.astype(np.float32)
+    if scale.size == 1:
+        return IntegerGrid(dtype, 8, shape, step.reshape(()), point.reshape(()))
+    if scale.ndim == 1:
+        return IntegerGrid(dtype, 8, shape, step, point, 0)
+    if shape[0] == 1:
+        return IntegerGrid(dtype, 8, shape, step[0], point[0], 2)
+    # Steps along two axes: blocks that reach over all inputs of a unit.
+    return IntegerGrid(dtype, 8, shape, step[:, None], point[:, None], 1, shape[1])
 
 
 def _packed_grid(node: ir.Node, dtype: ir.DataType, shape: tuple[int, ...]) -> IntegerGrid:

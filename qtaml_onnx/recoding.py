@@ -99,7 +99,7 @@ def rounding_noise(tensor: TensorData, scaling: Scaling) -> float:
 def one_step_a_channel(tensor: TensorData) -> Steps | None:
     """How a plan records what integers stand for, where one zero point and one step, or one a channel, say it."""
     grid = tensor.grid
-    if grid is None or grid.block > 1 or (grid.zero_point != grid.center).any():
+    if grid is None or grid.blocked or (grid.zero_point != grid.center).any():
         return None
     dtype = ir.DataType.from_numpy(grid.float_type)
     return Steps(values=floats(np.ravel(grid.step)), axis=grid.axis, dtype=dtype.name)

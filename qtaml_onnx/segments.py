@@ -8,7 +8,7 @@ cut before its weight.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,6 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from qtaml_onnx.runtime import SHARED_ARENA, create_session, register_shared_arena, session_options
+from qtaml_onnx.topology import names_read_by
 
 __all__ = ["Cuts", "Values", "can_cross", "find_cuts"]
 
@@ -83,7 +84,7 @@ class Cuts:
         """Those of all cuts."""
         nodes = self.model.graph.node
         made = {name: index for index, node in enumerate(nodes) for name in node.output if name}
-        last = {name: index for index, node in enumerate(nodes) for name in _read_by(node) if name in made}
+        last = {name: index for index, node in enumerate(nodes) for name in names_read_by(node) if name in made}
         found: list[set[str]] = [set() for _ in self.starts]
         for name, index in last.items():
             for number in range(bisect_right(self.starts, made[name]), bisect_right(self.starts, index)):
@@ -103,7 +104,7 @@ class Cuts:
         part.ir_version = self.model.ir_version
         part.opset_import.extend(self.model.opset_import)
         part.functions.extend(self.model.functions)
-        read = {name for node in nodes for name in _read_by(node)} | {output.name for output in outputs}
+        read = {name for node in nodes for name in names_read_by(node)} | {output.name for output in outputs}
         graph = part.graph
         graph.name = whole.name
         graph.node.extend(nodes)
@@ -131,7 +132,7 @@ def find_cuts(model: onnx.ModelProto, names: Sequence[str]) -> Cuts:
     """
     first: dict[str, int] = {}
     for index, node in enumerate(model.graph.node):
-        for name in _read_by(node):
+        for name in names_read_by(node):
             first.setdefault(name, index)
     places = {name: first.get(name, 0) for name in names}
     distinct = sorted({*places.values()} - {0})
@@ -153,15 +154,3 @@ def can_cross(values: Sequence[Values]) -> bool:
 
 def _spread(length: int, count: int) -> list[int]:
     return [round(i * length / count) for i in range(count)]
-
-
-def _read_by(node: onnx.NodeProto) -> Iterator[str]:
-    """Names that a node reads, from inside its subgraphs as well."""
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            local = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-            for inner in graph.node:
-                yield from (name for name in _read_by(inner) if name not in local)
-                local.update(inner.output)
-            yield from (output.name for output in graph.output if output.name not in local)

@@ -33,7 +33,8 @@ _STRUCTURAL = {
 """Operands that say how a graph computes, not what it learned."""
 
 _INTEGER_OPERANDS = {
-    "ConvInteger": (2, 3), "DequantizeLinear": (2,), "MatMulInteger": (2, 3), "MatMulNBits": (3,),
+    "ConvInteger": (2, 3), "DequantizeLinear": (2,), "DynamicQuantizeLSTM": (9, 11), "GatherBlockQuantized": (3,),
+    "MatMulInteger": (2, 3), "MatMulNBits": (3,),
     "QGemm": (2, 5, 6, 8), "QLinearAdd": (2, 5, 7), "QLinearConv": (2, 5, 7, 8), "QLinearMatMul": (2, 5, 7),
     "QLinearMul": (2, 5, 7), "QuantizeLinear": (2,),
 }  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qtaml_onnx.errors import InputError
-from qtaml_onnx.quantized import IntegerGrid
+from qtaml_onnx.integer_grid import IntegerGrid
 from qtaml_onnx.storage import Code
 from qtaml_onnx.storage.tensor import along_channels, blocks, channel_scales, factors_of, mean_square, normalise
 from qtaml_onnx.weights import Weight, constant_array, float_weights, stored_values
@@ -127,7 +127,7 @@ class TensorData:
         """Mean square over all weights of what a normalised weight of 1 is."""
         if self.grid is None:
             return scaling.mean_square
-        if self.grid.block == 1:
+        if not self.grid.blocked:
             return mean_square(self.units(scaling))
         (rows, columns), shape, total = scaling.spread(self.rank), self.weight.shape, []
         for part in blocks(shape):
@@ -140,7 +140,7 @@ class TensorData:
         rows = scaling.rows.astype(np.float64)
         if self.grid is None:
             return rows
-        if self.grid.axis is not None and (self.grid.block > 1 or self.grid.axis != scaling.row_axis):
+        if self.grid.axis is not None and (self.grid.blocked or self.grid.axis != scaling.row_axis):
             return None
         return np.asarray(rows * self.grid.step)
 

@@ -10,8 +10,9 @@ import onnx
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.external_data import element_count, tensor_bytes
 from qtaml_onnx.graph import STANDARD_DOMAINS
+from qtaml_onnx.topology import sort_nodes
 
-__all__ = ["check_names", "check_proto", "fill_attributes", "first_line", "tensors_of"]
+__all__ = ["check_names", "check_proto", "fill_attributes", "first_line", "sort_graphs", "tensors_of"]
 
 _FIELDS: dict[int, tuple[str, int]] = {
     onnx.TensorProto.FLOAT: ("float_data", 1),
@@ -68,6 +69,13 @@ def fill_attributes(proto: onnx.ModelProto) -> None:
                 setattr(attribute, field, getattr(attribute, field))
 
 
+def sort_graphs(proto: onnx.ModelProto) -> None:
+    """Sorts the nodes of graphs that are not in topological order, in place; a cycle is the checker's to refuse."""
+    for part in _parts(proto, functions=False):
+        if isinstance(part, onnx.GraphProto):
+            sort_nodes(part)
+
+
 def check_proto(path: Path, proto: onnx.ModelProto) -> None:
     """Refuses what is not a sound model.
 
@@ -76,13 +84,16 @@ def check_proto(path: Path, proto: onnx.ModelProto) -> None:
         proto: The model; tensors with external data are taken to be checked already.
 
     Raises:
-        InputError: if it names no opset, has lists of sparse tensors, a tensor whose values are not as many as its
-            shape says, initializers of one name, or something that the ONNX checker refuses.
+        InputError: if it names no opset, has values that are maps, lists of sparse tensors, a tensor whose values are
+            not as many as its shape says, initializers of one name, or something that the ONNX checker refuses.
     """
     opset = {entry.domain: entry.version for entry in proto.opset_import}.get("", 0)
     if not opset:
-        raise InputError(f"{path}: imports no version of the ONNX operator set; export it again")
+        domains = ", ".join(sorted({node.domain for node in proto.graph.node} - STANDARD_DOMAINS))
+        reason = f": it has operators of {domains} alone, and no weights to harden" if domains else "; export it again"
+        raise InputError(f"{path}: imports no version of the ONNX operator set{reason}")
     check_names(path, proto)
+    _check_types(path, proto)
     for part in _parts(proto, functions=False):
         if isinstance(part, onnx.NodeProto) and any(attribute.ref_attr_name for attribute in part.attribute):
             raise InputError(
@@ -105,6 +116,20 @@ def check_proto(path: Path, proto: onnx.ModelProto) -> None:
         raise InputError(f"{path}: the ONNX checker refuses it: {first_line(error)}") from error
     except Exception as error:  # protobuf's and the binding's own
         raise InputError(f"{path}: the ONNX checker fails on it: {first_line(error)}; export it again") from error
+
+
+def _check_types(path: Path, proto: onnx.ModelProto) -> None:
+    """Raises InputError if a value is a map, of which the graph library knows nothing."""
+    for part in _parts(proto):
+        for value in (*part.input, *part.output, *part.value_info) if isinstance(part, onnx.GraphProto) else ():
+            kind = value.type
+            while kind.HasField("sequence_type") or kind.HasField("optional_type"):
+                kind = (kind.sequence_type if kind.HasField("sequence_type") else kind.optional_type).elem_type
+            if kind.HasField("map_type"):
+                raise InputError(
+                    f"{path}: value '{value.name}' is a map, which no pass can handle; export the plain tensor instead "
+                    "(skl2onnx and onnxmltools: the option zipmap=False)"
+                )
 
 
 def check_names(path: Path, proto: onnx.ModelProto) -> None:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from qtaml_onnx.axes import channel_axis, counted_from_the_front
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.graph import STANDARD_DOMAINS, Owner, constant_array, constant_tensor, graphs_of, is_constant, walk
+from qtaml_onnx.integer_grid import IntegerGrid
 from qtaml_onnx.operands import role_of, weight_operands
 from qtaml_onnx.quantized import (
     BIAS_INPUTS,
-    IntegerGrid,
     SiteError,
     dequantize_grid,
     integer_operands,
@@ -212,7 +212,7 @@ def find_weights(model: ir.Model) -> Inventory:
                     declined[id(stored)] = LeftOut(names[id(stored)], str(reason))
                     continue
                 axis = counted_from_the_front(stored, place)
-                if grid is not None and grid.axis is not None and grid.block == 1:
+                if grid is not None and grid.axis is not None and not grid.blocked:
                     axis = grid.axis
                 name, owner = names[id(stored)], holder_of(model, stored)
                 seen[id(stored)] = Weight(name, value, owner, node.op_type, node, operand, axis, dequantize, grid)

@@ -2,7 +2,8 @@
 
     python tests/format_matrix.py
 
-Nothing on the page is written by hand but its first paragraphs: a cell says what happened, or gives the tool's reason.
+Nothing in its table is written by hand: a cell says what happened, or gives the tool's reason. The last section, on
+exported models, is kept as the page has it; benchmarks/exported.py makes its table.
 """
 
 from __future__ import annotations
@@ -42,11 +43,13 @@ COLUMNS = (*METHODS, SMALL)
 """The methods, and the default one with small tensors in the fault model."""
 
 DONE = "✓"
+EXPORTED = "## Models as exporters leave them"
 
 HEAD = f"""# Formats
 
 What happens to each form in which a model can hold its weights. This page is made by `python tests/format_matrix.py`,
-and a test compares it with what the program does: nothing below is claimed by hand.
+and a test compares it with what the program does: no cell of its table is claimed by hand. The
+[last section](#models-as-exporters-leave-them) is measured by `benchmarks/exported.py`.
 
 A ✓ says that three things were done, at a flip rate of {RATE}: `harden` stored the weights and wrote the model;
 `inject` instrumented it, and with all rates 0 it computed what the hardened model computes, at onnxruntime's
@@ -153,7 +156,13 @@ def page(rows: Iterable[Row]) -> str:
     text = [HEAD, *lines]
     if notes:
         text += ["", "## Notes", "", *(f"{number}. {_escaped(note)}" for number, note in enumerate(notes, 1))]
-    return "\n".join(text) + "\n"
+    return "\n".join([*text, "", exported()])
+
+
+def exported() -> str:
+    """The section on exported models, as the page has it."""
+    _table, heading, section = PAGE.read_text(encoding="utf-8").partition(EXPORTED)
+    return heading + section
 
 
 def _escaped(note: str) -> str:

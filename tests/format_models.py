@@ -115,6 +115,17 @@ def _matmul_nbits() -> onnx.ModelProto:
     return model([node], [x], [y], constants, domains=["com.microsoft"])
 
 
+def _gathered_bytes() -> onnx.ModelProto:
+    """A GatherBlockQuantized over words of 4 bits, two a byte."""
+    packed = np.random.default_rng(1).integers(0, 256, (12, 8), dtype=np.uint8)
+    node = helper.make_node(
+        "GatherBlockQuantized", ["B", "i", "s"], ["y"], domain="com.microsoft", bits=4, block_size=16
+    )
+    constants = {"B": packed, "s": np.abs(normal(12, 1, seed=2)) * np.float32(0.1)}
+    x, y = info("i", onnx.TensorProto.INT64, None), info("y", 1, None, 16)
+    return model([node], [x], [y], constants, domains=["com.microsoft"])
+
+
 INT4, UINT4 = onnx.TensorProto.INT4, onnx.TensorProto.UINT4
 
 FORMATS: dict[str, Callable[[], onnx.ModelProto]] = {
@@ -185,6 +196,7 @@ FORMATS: dict[str, Callable[[], onnx.ModelProto]] = {
     "QDQ int8 in a branch of an If": QUANTISED["branch"],
     "QDQ int8 in a model function": QUANTISED["function"],
     "Gather of uint8, dequantised behind it": QUANTISED["embedding"],
+    "Gather of uint8, laid out, read by integer operators": QUANTISED["layered"],
     "QLinearConv": QUANTISED["opset10-QLinearConv"],
     "QLinearMatMul, weight on the left": QUANTISED["left-QLinearMatMul"],
     "MatMulInteger, weight on the left": QUANTISED["left-MatMulInteger"],
@@ -197,5 +209,11 @@ FORMATS: dict[str, Callable[[], onnx.ModelProto]] = {
     "com.microsoft MatMulNBits, 2 bits": QUANTISED["packed-2-symmetric-64"],
     "com.microsoft MatMulNBits, 4 bits, a zero point a block": QUANTISED["packed-4-asymmetric-80"],
     "com.microsoft MatMulNBits, 8 bits": QUANTISED["packed-8-symmetric-64"],
+    "com.microsoft GatherBlockQuantized, int4": QUANTISED["gathered-int4-symmetric"],
+    "com.microsoft GatherBlockQuantized, uint4, a zero point a block": QUANTISED["gathered-uint4-asymmetric"],
+    "com.microsoft GatherBlockQuantized, float16 scales": QUANTISED["gathered-int4-float16"],
+    "com.microsoft GatherBlockQuantized, packed bytes": _gathered_bytes,
+    "com.microsoft DynamicQuantizeLSTM": QUANTISED["recurrent-forward-direction"],
+    "com.microsoft DynamicQuantizeLSTM, both directions, a scale a unit": QUANTISED["recurrent-both-unit"],
 }
 """Rows of the matrix, by what they are called."""

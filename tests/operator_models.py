@@ -242,15 +242,15 @@ def _transformer() -> Case:
         "g.weight": normal(4 * d, d, seed=5),
     }
     left_out = {
-        "position": "input 1 of Add",
+        "position": "addend of Add",
         "n1.weight": "scale of LayerNormalization",
         "n1.bias": "bias of LayerNormalization",
         "n2.weight": "scale of LayerNormalization",
         "n2.bias": "bias of LayerNormalization",
         "qkv.bias": "bias of MatMul",
         "f.bias": "bias of MatMul",
-        "mask": "input 1 of Add",
-        "scale": "input 1 of Mul",
+        "mask": "addend of Add",
+        "scale": "factor of Mul",
     }
     feeds = {"tokens": np.random.default_rng(9).integers(0, vocabulary, (3, length))}
     axes: dict[str, int | None] = {"embedding": 1, "qkv.weight": 1, "g.weight": 1}

@@ -156,6 +156,91 @@ def embedding() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def layered_embedding() -> onnx.ModelProto:
+    """A Gather from integers whose result is laid out, dequantised, added to and multiplied by integers."""
+    integers, scale, point = quantise(normal(30, 12, seed=3), "uint8", (0, 1), False)
+    words, steps, _point = quantise(normal(12, 5, seed=4), "int8", (0, 1), True)
+    constants = {
+        "W": integers.astype(np.uint8),
+        "s": scale.reshape(()),
+        "z": point.reshape(()).astype(np.uint8),
+        "M": words.astype(np.int8),
+        "ms": steps.reshape(()),
+        "mz": np.array(0, np.int8),
+        "P": np.arange(100, 136, 3).astype(np.uint8),
+        "os": np.float32(0.05),
+        "oz": np.array(128, np.uint8),
+        "wide": np.array([-1, 2, 6]),
+        "flat": np.array([-1, 12]),
+    }
+    nodes = [
+        helper.make_node("Gather", ["W", "i"], ["g"]),
+        helper.make_node("Reshape", ["g", "wide"], ["r"]),
+        helper.make_node("Reshape", ["r", "flat"], ["f"]),
+        helper.make_node("DequantizeLinear", ["r", "s", "z"], ["e"]),
+        helper.make_node("QLinearAdd", ["f", "s", "z", "P", "s", "z", "os", "oz"], ["a"], domain="com.microsoft"),
+        helper.make_node("QLinearMatMul", ["f", "s", "z", "M", "ms", "mz", "os", "oz"], ["q"]),
+        helper.make_node("DequantizeLinear", ["a", "os", "oz"], ["v"]),
+        helper.make_node("DequantizeLinear", ["q", "os", "oz"], ["y"]),
+    ]
+    outputs = [info("y", 1, "N", 5), info("v", 1, "N", 12), info("e", 1, "N", 2, 6)]
+    tensors = [initializer(name, array) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "embedding", [info("i", TensorProto.INT64, "N")], outputs, tensors)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def gathered_blocks(kind: str, symmetric: bool, scale_type: Any = np.float32) -> onnx.ModelProto:
+    """A GatherBlockQuantized over words of 4 bits in blocks of 16, as onnxruntime's 4-bit quantiser leaves a Gather."""
+    real = normal(30, 40, seed=3) + np.float32(0 if symmetric else 0.5)
+    padded = np.pad(real, ((0, 0), (0, 8)))
+    integers, scale, point = quantise(padded.reshape(30, 3, BLOCK), kind, (2,), symmetric)
+    constants = {
+        "W": integers.reshape(30, 48)[:, :40].astype(TYPES[kind]),
+        "s": scale[:, :, 0].astype(scale_type),
+    }
+    inputs = ["W", "i", "s"]
+    if point.any():
+        constants["z"] = point[:, :, 0].astype(TYPES[kind])
+        inputs.append("z")
+    attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": BLOCK}
+    nodes = [
+        helper.make_node("GatherBlockQuantized", inputs, ["g"], domain="com.microsoft", **attributes),
+        helper.make_node("Tanh", ["g"], ["y"]),
+    ]
+    tensors = [initializer(name, array) for name, array in constants.items()]
+    elem = helper.np_dtype_to_tensor_dtype(np.dtype(scale_type))
+    graph = helper.make_graph(nodes, "blocks", [info("i", TensorProto.INT64, "N")], [info("y", elem, "N", 40)], tensors)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def recurrent(directions: int, granularity: str, kind: str = "int8") -> onnx.ModelProto:
+    """A DynamicQuantizeLSTM, as onnxruntime's dynamic quantiser leaves an LSTM: 6 inputs, 8 units."""
+    inputs, units, constants = 6, 8, {}
+    for name, size, seed in (("W", inputs, 3), ("R", units, 4)):
+        real = normal(directions, size, 4 * units, seed=seed) / np.float32(2)
+        axes = (1,) if granularity == "unit" else (1, 2)
+        integers, scale, point = quantise(real, kind, axes, granularity == "unit")
+        shape = (directions, 4 * units) if granularity == "unit" else (directions,)
+        constants |= {
+            name: integers.astype(TYPES[kind]),
+            f"{name}s": scale.reshape(shape),
+            f"{name}z": point.reshape(shape).astype(TYPES[kind]),
+        }
+    constants["B"] = normal(directions, 8 * units, seed=5) / np.float32(4)
+    operands = ["x", "W", "R", "B", "", "", "", "", "Ws", "Wz", "Rs", "Rz"]
+    attributes = {"hidden_size": units, "direction": "bidirectional" if directions == 2 else "forward"}
+    nodes = [
+        helper.make_node("DynamicQuantizeLSTM", operands, ["y", "h", ""], domain="com.microsoft", **attributes),
+    ]
+    outputs = [info("y", 1, 7, directions, "N", units), info("h", 1, directions, "N", units)]
+    tensors = [initializer(name, array) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "recurrent", [info("x", 1, 7, "N", inputs)], outputs, tensors)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
 def nested(kind: str) -> onnx.ModelProto:
     """A quantised weight in the branches of an If, or in a model function."""
     integers, scale, _point = quantise(normal(ROWS, COLUMNS, seed=3), "int8", (0,), True)
@@ -253,6 +338,22 @@ FORMATS: dict[str, Callable[[], onnx.ModelProto]] = {
     "dynamic-tensor": lambda: dynamically(per_channel=False),
     "dynamic-channel": lambda: dynamically(per_channel=True),
     "embedding": embedding,
+    "layered": layered_embedding,
+    **{
+        f"gathered-{kind}-{'symmetric' if symmetric else 'asymmetric'}": (
+            lambda k=kind, s=symmetric: gathered_blocks(k, s)
+        )
+        for kind, symmetric in (("int4", True), ("uint4", False))
+    },
+    "gathered-int4-float16": lambda: gathered_blocks("int4", True, np.float16),
+    **{
+        f"recurrent-{'both' if directions == 2 else 'forward'}-{granularity}": (
+            lambda d=directions, g=granularity: recurrent(d, g)
+        )
+        for directions in (1, 2)
+        for granularity in ("direction", "unit")
+    },
+    "recurrent-forward-uint8": lambda: recurrent(1, "direction", "uint8"),
     "branch": lambda: nested("branch"),
     "function": lambda: nested("function"),
     **{f"left-{op_type}": (lambda o=op_type: integer_operators(o)) for op_type in ("QLinearMatMul", "MatMulInteger")},

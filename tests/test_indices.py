@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx import TensorProto, helper
 from operator_models import CASES
+from quantized_models import gathered_blocks
 from small_models import info, model, normal
 
 from qtaml_onnx.data import input_specs, synthetic_dataset
@@ -28,6 +29,17 @@ def test_the_smallest_table_that_an_input_indexes() -> None:
     assert index_limits(loaded) == {"i": 5}
     drawn = synthetic_dataset(input_specs(loaded), 400, 0).arrays["i"]
     assert set(np.unique(drawn)) == set(range(5))
+
+
+def test_gathered_blocks() -> None:
+    """The table of a GatherBlockQuantized has its entries along `gather_axis`, by default the first."""
+    proto = gathered_blocks("int4", True)
+    assert index_limits(ir.from_proto(proto)) == {"i": 30}
+    axis = next(attribute for attribute in proto.graph.node[0].attribute if attribute.name == "gather_axis")
+    axis.i = 1
+    assert index_limits(ir.from_proto(proto)) == {"i": 40}
+    proto.graph.node[0].attribute.remove(axis)
+    assert index_limits(ir.from_proto(proto)) == {"i": 30}
 
 
 def test_fused_embeddings() -> None:

@@ -441,3 +441,27 @@ def test_reference_to_an_attribute_of_no_function(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
     with pytest.raises(InputError, match=r"Softmax '.*' refers to an attribute of a function, but is in none"):
         load_model(tmp_path / "m.onnx")
+
+
+def test_maps_are_refused_by_name(tmp_path: Path) -> None:
+    """As skl2onnx has them for the probabilities of classes, in a sequence."""
+    proto = model([matmul()], [X], [OUT], {"W": normal(6, 4)})
+    pairs = helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    zipped = helper.make_node("ZipMap", ["y"], ["z"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2, 3])
+    proto.graph.node.append(zipped)
+    proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    proto.graph.output.append(helper.make_value_info("z", helper.make_sequence_type_proto(pairs)))
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(InputError, match=r"value 'z' is a map, .* zipmap=False"):
+        load_model(tmp_path / "m.onnx")
+
+
+def test_a_model_without_standard_operators(tmp_path: Path) -> None:
+    node = helper.make_node("Scaler", ["x"], ["y"], domain="ai.onnx.ml", offset=[0.0], scale=[1.0])
+    proto = model([matmul()], [X], [OUT], {"W": normal(6, 4)})
+    proto.graph.node[0].CopyFrom(node)
+    del proto.opset_import[:]
+    proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(InputError, match=r"operators of ai\.onnx\.ml alone, and no weights to harden"):
+        load_model(tmp_path / "m.onnx")

@@ -25,17 +25,23 @@ from qtaml_onnx.verification import comparison_options
 from qtaml_onnx.weights import find_weights, stored_values
 
 Array = NDArray[Any]
-WEIGHTS = {"static": 4, "dynamic": 4, "embedding": 2, "branch": 2}
+WEIGHTS = {"static": 4, "dynamic": 4, "embedding": 2, "layered": 2, "recurrent": 2, "branch": 2}
 QUICK = {"tensor": {"int8"}, "channel": {"uint8", "uint4"}, "block": {"int4", "int16", "uint4"}}
 """Of the formats by hand: by granularity, the types that the quick tests take."""
 _PACKED = {"packed-2-symmetric-80", "packed-4-asymmetric-80", "packed-4-symmetric-64", "packed-8-asymmetric-64"}
+_OWN_OPERATORS = {
+    "gathered-uint4-asymmetric",
+    "gathered-int4-float16",
+    "recurrent-both-unit",
+    "recurrent-forward-uint8",
+}
 
 
 def quick(name: str) -> bool:
     parts = name.split("-")
     granularity = parts[2] if len(parts) > 2 else ""
-    if parts[0] == "packed":
-        return name in _PACKED
+    if parts[0] in ("packed", "gathered", "recurrent"):
+        return name in _PACKED | _OWN_OPERATORS
     return parts[0] != "qdq" or granularity not in QUICK or parts[1] in QUICK[granularity]
 
 

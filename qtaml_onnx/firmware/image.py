@@ -15,12 +15,12 @@ from qtaml_onnx.firmware.manifest import Scheme, WeightType
 from qtaml_onnx.firmware.parameters import SmallGroup, grid_of, small_groups, with_plain_parameters
 from qtaml_onnx.firmware.parity import Coder, LdpcCoder, coder_of
 from qtaml_onnx.graph import constant_array
+from qtaml_onnx.integer_grid import IntegerGrid
 from qtaml_onnx.modelio import PLAN_KEY, SourceModel, load_model
 from qtaml_onnx.passes.inject_faults import stored_words
 from qtaml_onnx.plan import StoragePlan, read_plan
 from qtaml_onnx.plan_values import StoredWords
 from qtaml_onnx.protection import scheme
-from qtaml_onnx.quantized import IntegerGrid
 from qtaml_onnx.storage.tensor import decode_tensor
 from qtaml_onnx.stored import plan_path
 from qtaml_onnx.tensor_plan import TensorPlan

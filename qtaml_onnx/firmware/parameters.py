@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from qtaml_onnx.errors import InputError
 from qtaml_onnx.graph import constant_array
+from qtaml_onnx.integer_grid import IntegerGrid
 from qtaml_onnx.passes.inject_faults import stored_words
 from qtaml_onnx.passes.repeat_small import SMALL_WORDS
-from qtaml_onnx.quantized import IntegerGrid, SiteError, dequantize_grid, integer_operands, operator_grid
+from qtaml_onnx.quantized import SiteError, dequantize_grid, integer_operands, operator_grid
 from qtaml_onnx.storage.repetition import majority
 from qtaml_onnx.tensor_plan import TensorPlan
 

@@ -37,8 +37,8 @@ from qtaml_onnx.firmware.manifest import (
     SmallTensorEntry,
 )
 from qtaml_onnx.firmware.parity import Coder, RepetitionCoder
+from qtaml_onnx.integer_grid import IntegerGrid
 from qtaml_onnx.plan_values import StoredWords
-from qtaml_onnx.quantized import IntegerGrid
 from qtaml_onnx.storage.packing import pack
 from qtaml_onnx.tensor_plan import TensorPlan
 
@@ -207,10 +207,9 @@ def _grid(tensor: TensorPlan, grid: IntegerGrid, image: _ImageFile) -> Grid:
     image.write(np.frombuffer(grid.step.astype("<f4").tobytes(), np.uint8))
     points = image.start()
     image.write(np.frombuffer(np.broadcast_to(grid.zero_point, grid.step.shape).astype("<i4").tobytes(), np.uint8))
-    blocked = grid.block > 1 or grid.step.ndim > 1
     return Grid(
         axis=grid.axis or 0,
-        block=grid.block if blocked else 0,
+        block=grid.block if grid.blocked else 0,
         count=int(grid.step.size),
         steps=steps,
         zero_points=points,

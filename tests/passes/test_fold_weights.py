@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -10,10 +12,11 @@ from onnx import TensorProto, helper
 from small_models import CASES, OUT, ROWS, X, constant, info, initializer, matmul, model, normal
 from stored_models import run, source_model
 
+import qtaml_onnx
 from qtaml_onnx.passes.fold_weights import FoldWeights
 from qtaml_onnx.weights import constant_array, find_weights
 
-FOLDED = {"constant-of-shape", "constant-of-shape-ir3", "computed", "quantised-by-graph"}
+FOLDED = {"constant-of-shape", "constant-of-shape-ir3", "computed", "identity", "quantised-by-graph"}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -110,3 +113,30 @@ def test_every_reader_of_a_folded_weight_sees_it() -> None:
     for got, wanted in zip(run(folded, ROWS), run(proto, ROWS), strict=True):
         np.testing.assert_array_equal(got, wanted)
     assert initializer("W", -normal(6, 4)).raw_data == folded.graph.initializer[0].raw_data
+
+
+def shared_bias() -> onnx.ModelProto:
+    """Two Gemms whose biases are equal: the second reads the first one's through an Identity, as torch exports it."""
+    nodes = [
+        helper.make_node("Identity", ["b"], ["b2"]),
+        helper.make_node("Gemm", ["x", "W", "b"], ["h"]),
+        helper.make_node("Gemm", ["h", "V", "b2"], ["y"], transB=1),
+    ]
+    initializers = {"W": normal(6, 6, seed=1), "V": normal(6, 6, seed=2), "b": normal(6, seed=3)}
+    return model(nodes, [info("x", 1, None, 6)], [info("y", 1, None, 6)], initializers)
+
+
+def test_a_bias_that_layers_share_through_an_identity_corrects_itself_in_both(tmp_path: Path) -> None:
+    onnx.save(shared_bias(), tmp_path / "m.onnx")
+    np.savez(tmp_path / "c.npz", x=1.0 + normal(64, 6, seed=4))
+    result = qtaml_onnx.harden(tmp_path / "m.onnx", 0.05, calibration=tmp_path / "c.npz", method="posterior-mean")
+    assert [tensor.name for tensor in result.plan.tensors if tensor.bias is not None] == ["W", "V"]
+    assert {item.name: item.reason for item in result.plan.left_out} == {"b": "bias of Gemm: kept in safe storage"}
+
+
+def test_copies_that_are_outputs_stay() -> None:
+    nodes = [helper.make_node("Identity", ["W"], ["w"]), matmul("w")]
+    proto = model(nodes, [X], [OUT, info("w", 1, 6, 4)], {"W": normal(6, 4)})
+    loaded = source_model(proto).model
+    assert not FoldWeights()(loaded).modified
+    assert [node.op_type for node in loaded.graph] == ["Identity", "MatMul"]
