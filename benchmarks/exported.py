@@ -43,7 +43,7 @@ class Run:
 
     Attributes:
         verdict: "yes" if every check of verify passed, the failed ones, or why the tool declined.
-        seconds: Processor time of hardening.
+        seconds: Processor time of hardening; codes that the process designed for models before are at hand.
         difference: RMS of what the hardened model's outputs are off, over that of the original's, without faults; the
             largest of all outputs.
         tensors: Stored weights.
