@@ -83,7 +83,7 @@ def check_tensor(plan: TensorPlan) -> None:
             raise InputError(f"{where} has {what} that are 0")
     tabled = plan.form in ("table", "integer-table", "integer-grid")
     entries = len(plan.channel_codes or (None,)) << plan.bits
-    if tabled != (plan.table is not None) or len(plan.table or range(entries)) != entries:
+    if tabled != (plan.table is not None) or (plan.table is not None and len(plan.table) != entries):
         raise InputError(f"{where} has no table of {entries} entries, or one that its form {plan.form} has not")
     if plan.quantized:
         _check_integers(plan, where)

@@ -138,6 +138,7 @@ def test_plans_are_immutable_and_closed() -> None:
         ("qdq-int4-channel-symmetric", {"limits": [-8, 8]}, "not within 4-bit INT4"),
         ("qdq-int4-channel-symmetric", {"zero_point": -9}, "the zero point -9, beyond 4-bit INT4"),
         ("qdq-int8-channel-symmetric", {"table": None}, "has no table of 256 entries"),
+        ("qdq-int8-channel-symmetric", {"table": []}, "has no table of 256 entries"),
         ("packed-4-symmetric-64", {"packing": {"bits": 4, "shape": [24, 1, 16], "filler": 8}}, "packed as"),
         ("packed-4-symmetric-64", {"packing": {"bits": 3, "shape": [24, 2, 16], "filler": 4}}, "packed as"),
         ("packed-4-symmetric-64", {"zero_point": 16}, "the zero point 16, beyond 4-bit UINT8"),
