@@ -183,7 +183,7 @@ def test_an_old_report_is_compared_too(make_report: MakeReport, tmp_path: Path) 
     [
         (["--compare", "a"], "--compare needs two reports, not 1"),
         (["a", "b"], "give one report, or two with --compare, not 2"),
-        (["--compare", str(FIXTURE), str(FIXTURE), "-o", str(FIXTURE)], "is the input"),
+        (["--compare", str(FIXTURE), str(FIXTURE), "-o", str(FIXTURE)], "is one of the input files"),
     ],
 )
 def test_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
