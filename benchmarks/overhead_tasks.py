@@ -223,7 +223,7 @@ def tasks(rate: float) -> list[list[tuple[Task, Row]]]:
         ],
         [(task, METHOD_ROWS[name]) for name in ("posterior-mean", "magnitude") for task in (nothing, overhead)],
         [(nothing, METHOD_ROWS["uniform-msp"]), *((budgets, row) for row in METHOD_ROWS.values())],
-        [*(() if high else lengths)],
+        list(() if high else lengths),
         [(overhead, row) for row in (BY_CHANNEL if high else ())],
         [(overhead, row) for row in ABLATIONS],
     ]

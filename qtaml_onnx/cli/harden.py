@@ -25,6 +25,7 @@ from qtaml_onnx.outputs import OutputSet, check_free_space, check_outputs
 from qtaml_onnx.report import Report, render_html
 from qtaml_onnx.report.junit import harden_cases, junit_xml
 from qtaml_onnx.report.schema import Output
+from qtaml_onnx.stored import plan_path
 from qtaml_onnx.sweep import SweepStep
 from qtaml_onnx.textio import printable
 from qtaml_onnx.uniform_codes import CODE_CHOICES
@@ -161,10 +162,15 @@ def harden(
     if junit is not None and evaluation is None:
         raise InputError("--junit needs data to measure on; add --eval FILE.npz")
     if not dry_run:
-        written = {"-o": output, "the plan of -o": output.with_suffix(".plan.json")}
-        written |= {f"the report of -o ({kind})": output.with_suffix(f".report.{kind}") for kind in ("json", "html")}
         check_outputs(
-            written | {"--emit-faulty": emit_faulty, "--junit": junit},
+            {
+                "-o": output,
+                "-o (plan)": plan_path(output),
+                "-o (report)": output.with_suffix(".report.json"),
+                "-o (page)": None if no_html else output.with_suffix(".report.html"),
+                "--emit-faulty": emit_faulty,
+                "--junit": junit,
+            },
             [model, evaluation, calibration, *faults.files],
         )
     chosen = HardenOptions(
@@ -243,7 +249,7 @@ def _write(result: HardenResult, output: Path, emit_faulty: Path | None, junit: 
     with OutputSet(result.source.files) as outputs:
         digest = save_model(result.model, outputs, output, external_data=external)
         report = result.report.model_copy(update={"output": Output(path=printable(output), sha256=digest)})
-        outputs.add_text(output.with_suffix(".plan.json"), result.plan.to_json())
+        outputs.add_text(plan_path(output), result.plan.to_json())
         outputs.add_text(output.with_suffix(".report.json"), report.to_json())
         if html:
             start = time.perf_counter()

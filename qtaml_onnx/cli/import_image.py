@@ -49,7 +49,7 @@ def import_image(
     """
     o.set_verbosity(verbose, quiet)
     check_outputs(
-        {"-o": output, "the plan of -o": plan_path(output), "--write-plane-rates": write_plane_rates},
+        {"-o": output, "-o (plan)": plan_path(output), "--write-plane-rates": write_plane_rates},
         [model, plan_path(model), *(folder.iterdir() if folder.is_dir() else ())],
     )
     if output.suffix != ".onnx":

@@ -113,7 +113,7 @@ def inject(
     qtaml-onnx inject net.onnx -o faulty.onnx --flip-rate 1e-5 --where activations --planes 0-22
     """
     o.set_verbosity(verbose, quiet)
-    check_outputs({"-o": output, "the plan of -o": plan_path(output)}, [model, *faults.files])
+    check_outputs({"-o": output, "-o (plan)": plan_path(output)}, [model, *faults.files])
     if output.suffix != ".onnx":
         raise InputError(f"output {output} does not end in .onnx; name the instrumented model OUT.onnx")
     faults.model(1)  # refuses what is wrong with it before the model is read
